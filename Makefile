@@ -75,8 +75,8 @@ test-fast: $(VENV)/installed-dev slow
 	trap '$(MAKE) slow' EXIT; set -e; \
 	$(BIN)/python -m parity.shipped --same-as build/interpreted.json; \
 	$(BIN)/python -m parity.check; \
-	$(BIN)/python -m pytest -n 2 tests/test_engine*.py tests/test_explain.py tests/test_chance.py \
-		tests/test_polic*.py tests/test_structure.py tests/test_cluster.py tests/test_first_look.py tests/test_sessions.py; \
+	$(BIN)/python -m pytest -n 2 tests/test_engine*.py tests/test_chance.py \
+		tests/test_polic*.py tests/test_structure.py tests/test_cluster.py tests/test_benchmarks.py tests/test_sessions.py; \
 	if test -e $(VLLM_VENV)/ready; then \
 		$(BIN)/python -m parity.fuzz --vllm-python $(VLLM_VENV)/bin/python --cases 50; fi
 

@@ -16,10 +16,10 @@ from setuptools.command.build_ext import build_ext
 MODULES = {
     "cost": ["host", "model"],
     "engine": [
-        "cluster", "conversations", "decode_group", "door", "front_end", "gateway", "gathered", "leap", "pace",
+        "cluster", "decode_group", "door", "front_end", "gateway", "gathered", "leap",
         "recorder", "replica", "resources", "sessions", "stepwise", "timed", "traffic", "untimed",
     ],
-    "scheduler": ["kv_cache", "names", "planned", "prefix_cache", "request", "scheduler", "views", "waiting"],
+    "scheduler": ["kv_cache", "names", "planned", "request", "scheduler", "views", "waiting"],
 }  # fmt: skip
 SOURCES = [f"{package}/{name}.py" for package, names in MODULES.items() for name in names]
 ROOT = Path(__file__).parent

@@ -17,12 +17,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import aiohttp
 import numpy as np
 
 from benchmarks import parser_of
+
+if TYPE_CHECKING:
+    import aiohttp
 
 WORDS = ("server", "request", "batch", "place", "other", "takes", "waits", "leaves", "some", "until", "and", "the")
 METRICS = ("request_success_total", "prefix_cache_hits_total", "prefix_cache_queries_total")
@@ -32,6 +34,8 @@ async def conversation(
     session: aiohttp.ClientSession, url: str, model: str, name: int, turns: int, words: int
 ) -> list[tuple[float, float, str]]:
     """Of each turn: s to the first token, s to the last, and how it ended."""
+    import aiohttp
+
     rng, messages, felt = random.Random(name), list[dict[str, str]](), []
     await asyncio.sleep(rng.random() * 3)
     for _ in range(turns):
@@ -60,6 +64,8 @@ async def conversation(
 
 async def metrics(session: aiohttp.ClientSession, url: str) -> dict[str, float]:
     """Counters of a server, from its /metrics."""
+    import aiohttp
+
     try:
         async with session.get(f"{url}/metrics") as response:
             text = await response.text()
@@ -70,6 +76,8 @@ async def metrics(session: aiohttp.ClientSession, url: str) -> dict[str, float]:
 
 async def run(options: argparse.Namespace) -> None:
     """All conversations, then the figures."""
+    import aiohttp
+
     timeout = aiohttp.ClientTimeout(total=300)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
         before = [await metrics(session, url) for url in options.servers]
@@ -173,6 +181,8 @@ async def _stream(
     seed: int,
     more: dict[str, Any],
 ) -> list[Streamed]:
+    import aiohttp
+
     places = asyncio.Semaphore(concurrency or len(requests))
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:

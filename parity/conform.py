@@ -24,13 +24,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from parity.check import RECORDINGS, SESSIONS, TIMING, first_difference, load
-from parity.fuzz import random_case, session_case, timed_session_case, timing_case
+from parity.fuzz import PROBE, fresh_cases
 from parity.serve_flags import names_used, wrong_defaults
 from parity.sources import NotToBeHadError, environment, site_of
 from parity.versions_page import CERTIFICATES, known_versions, write_page
 from simbatch.sim.scheduler.config import CHANGES
 
-PROBE = Path(__file__).parent / "probe.py"
 PROCESSES = 2
 LIMIT_S = 900
 DAY_S = 24 * 3600
@@ -83,15 +82,7 @@ def _cases(fresh: Fresh) -> list[dict[str, Any]]:
     for case in cases:
         if "timing" in case and not case["name"].startswith("t_"):
             case["name"] = f"t_{case['name']}"
-    num_timed = fresh.sessions // 2
-    for kind, make, count in (
-        ("fresh", random_case, fresh.cases),
-        ("timed", timing_case, fresh.timing),
-        ("fresh-sessions", session_case, fresh.sessions - num_timed),
-        ("timed-sessions", timed_session_case, num_timed),
-    ):
-        cases += [make(f"{kind}-{fresh.seed + i}", fresh.seed + i) for i in range(count)]
-    return cases
+    return [*cases, *fresh_cases(*fresh)]
 
 
 def _write(cases: list[dict[str, Any]], work: Path) -> list[Path]:

@@ -8,7 +8,7 @@ kept with vLLM's recording in `parity/failures`, where `make parity CASES=parity
 
 Sessions are sent by a client as `vllm_oracle.py` says. The real scheduler gets token ids: a prompt is the conversation
 so far with the answers as they were sampled. The engine gets lengths and who goes on with whom, as from a file
-(`case_traffic.py`). Where both have the same prefix hits in every step, what it makes of lengths is what tokens say.
+(`case.py`). Where both have the same prefix hits in every step, what it makes of lengths is what tokens say.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,18 @@ def _gone_on(rng: random.Random, parent: Row, system: list[list[Any]], num_new: 
     return [*begin, [stream, start, length + answer]], num_new
 
 
+def fresh_cases(num: int, num_timed: int, num_sessions: int, seed: int) -> Iterator[Row]:
+    """Random cases of each kind, numbered from `seed` on; half of those with sessions have times."""
+    for kind, make, count in (
+        ("fresh", random_case, num),
+        ("timed", timing_case, num_timed),
+        ("fresh-sessions", session_case, num_sessions - num_sessions // 2),
+        ("timed-sessions", timed_session_case, num_sessions // 2),
+    ):
+        for number in range(seed, seed + count):
+            yield make(f"{kind}-{number}", number)
+
+
 HERE = Path(__file__).parent
 PROBE = HERE / "probe.py"
 START_LIMIT_S, CASE_LIMIT_S = 120, 5  # a case takes 0.2 s, and 3 s where requests rotate until they are cut
@@ -255,16 +268,9 @@ def main() -> int:
     num_same = 0
     with tempfile.TemporaryDirectory() as folder:
         paths = []
-        for kind, make, count in (
-            ("case", random_case, options.cases),
-            ("timed", timing_case, options.timing),
-            ("sessions", session_case, options.sessions - options.sessions // 2),
-            ("timed_sessions", timed_session_case, options.sessions // 2),
-        ):
-            for i in range(count):
-                path = Path(folder) / f"{kind}{options.seed + i}.json"
-                path.write_text(json.dumps(make(path.stem, options.seed + i)))
-                paths.append(path)
+        for case in fresh_cases(options.cases, options.timing, options.sessions, options.seed):
+            paths.append(Path(folder) / f"{case['name']}.json")
+            paths[-1].write_text(json.dumps(case))
         record(options.vllm_python, Path(folder), len(paths))
         for path in paths:
             recording = path.with_suffix(".jsonl.gz")

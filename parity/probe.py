@@ -20,6 +20,7 @@ from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent))
 import vllm_oracle
+import vllm_parts
 from vllm import envs
 from vllm.config import CacheConfig, SchedulerConfig
 from vllm.engine.arg_utils import EngineArgs
@@ -42,7 +43,7 @@ def record(path: Path) -> str | None:
 
             text = TimingOracle(case).text()
         else:
-            text = vllm_oracle.run_case(str(path))[1]
+            text = vllm_oracle.run_case(case)
             first = json.loads(text.partition("\n")[0])
             if "crash" in first or ("config_error" in first and "config" not in case.get("expect_error", "")):
                 return f"{first.get('crash') or first['config_error']}: {first['said']}"
@@ -89,7 +90,7 @@ def graphs() -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {"h100": [], "b200": []}
     for gpu, cases in found.items():
         for seqs, tokens in LIMITS:
-            config = vllm_oracle.build_scheduler(SMALL)[0]
+            config = vllm_parts.build_scheduler(SMALL)[0]
             config.model_config.enforce_eager = False
             compilation = config.compilation_config
             compilation.cudagraph_mode = CUDAGraphMode.FULL_AND_PIECEWISE
@@ -129,7 +130,7 @@ def is_there(name: str) -> bool:
 
 def main(folder: Path) -> None:
     """Record, look, and write the facts."""
-    timed = (*map(int, vllm_oracle.VER.split(".")[:2]),) >= OLDEST_TIMED
+    timed = (*map(int, vllm_parts.VERSION.split(".")[:2]),) >= OLDEST_TIMED
     failed = {}
     for path in sorted(folder.glob("*.json")):
         if timed or '"timing"' not in path.read_text():
@@ -138,7 +139,7 @@ def main(folder: Path) -> None:
                 failed[path.stem] = why
     names = folder / "names.txt"
     facts = {
-        "version": vllm_oracle.VER,
+        "version": vllm_parts.VERSION,
         "timed": timed,
         "failed": failed,
         "defaults": defaults(),

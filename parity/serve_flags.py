@@ -81,25 +81,6 @@ def differences(actions: list[dict[str, Any]]) -> Iterator[str]:
                 yield f"{option} takes {action['nargs']}, and {row.takes} in the table"
 
 
-def main() -> None:
-    """Compare every version that is named."""
-    python, *folders = sys.argv[1:]
-    failed = False
-    for sources in folders or [None]:
-        found = listed(python, sources)
-        actions = [action for action in found["actions"] if action["options"]]
-        faults = list(differences(actions))
-        version = found["version"] if sources is None else Path(sources).name
-        alike = f"{len(actions) - len(faults)} of {len(actions)}"
-        print(f"{alike} flags of {version} are in the table, read alike", *faults, sep="\n")
-        failed = failed or bool(faults)
-    sys.exit(int(failed))
-
-
-if __name__ == "__main__":
-    main()
-
-
 KINDS = ("SchedulerConfig", "CacheConfig", "EngineArgs")
 # a scenario's word for a setting of another name, or whose default hangs on more than the version
 RENAMED = {"scheduling_policy": "policy"}
@@ -200,3 +181,22 @@ def names_used() -> list[str]:
                 if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "vllm":
                     names |= {f"{node.module}:{alias.name}" for alias in node.names}
     return sorted(names)
+
+
+def main() -> None:
+    """Compare every version that is named."""
+    python, *folders = sys.argv[1:]
+    failed = False
+    for sources in folders or [None]:
+        found = listed(python, sources)
+        actions = [action for action in found["actions"] if action["options"]]
+        faults = list(differences(actions))
+        version = found["version"] if sources is None else Path(sources).name
+        alike = f"{len(actions) - len(faults)} of {len(actions)}"
+        print(f"{alike} flags of {version} are in the table, read alike", *faults, sep="\n")
+        failed = failed or bool(faults)
+    sys.exit(int(failed))
+
+
+if __name__ == "__main__":
+    main()

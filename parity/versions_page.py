@@ -159,7 +159,7 @@ def write_example() -> None:
     """Simulate the example's scenario under both versions, and keep what is said of the upgrade."""
     from simbatch import Scenario
     from simbatch.sim.scenario import resolve
-    from simbatch.sim.scenario.reading.document import parse_document
+    from simbatch.sim.scenario.document import parse_document
     from simbatch.sim.search import run_resolved
     from simbatch.sim.search.upgrade import upgrade
 

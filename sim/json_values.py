@@ -9,6 +9,7 @@ share stand here too.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -109,6 +110,23 @@ def _problem(error: Exception, text: str, place: str, line: int | None, mend: st
 def _skipped(text: str, position: int) -> int:
     found = _SPACE.match(text, position)
     return found.end() if found else position
+
+
+def is_number(value: Any) -> bool:
+    """A finite number of JSON's."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def number_at(value: Any, *keys: str) -> float | None:
+    """The finite number that stands below these keys, if one does."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return float(value) if is_number(value) else None
+
+
+def count_of(value: Any) -> int | None:
+    """A whole number above 0; None for anything else."""
+    return value if type(value) is int and value > 0 else None
 
 
 Kind = TypeVar("Kind", bound=BaseModel)

@@ -1,10 +1,16 @@
 """The machines that run the tests are shared: a test has a time limit of its own (pyproject), no example has one."""
 
+from __future__ import annotations
+
 import os
 from contextlib import suppress
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 os.environ.pop("COLUMNS", None)  # pytest-xdist tells its workers 80: pages are as wide as without a terminal
 
@@ -13,6 +19,25 @@ with suppress(ImportError):  # vLLM's environment has none
 
     settings.register_profile("shared machine", deadline=None)
     settings.load_profile("shared machine")
+
+
+def lengths(mean: float, cv: float = 0.0) -> dict[str, Any]:
+    """A distribution: fixed without a cv."""
+    return {"distribution": "lognormal", "mean": mean, "cv": cv} if cv else {"distribution": "fixed", "mean": mean}
+
+
+def traffic(num_prompts: int, prompt: int, output: int, **sent: Any) -> dict[str, Any]:
+    """A workload of so many requests of these fixed lengths, sent so: request_rate=3, say."""
+    return {"num_prompts": num_prompts, **sent, "prompt_len": lengths(prompt), "output_len": lengths(output)}
+
+
+def drawn(path: Path) -> Image.Image:
+    """A picture that is whole."""
+    from PIL import Image
+
+    with Image.open(path) as image:
+        image.load()
+        return image
 
 
 def exit_code(*arguments: object) -> int:

@@ -1,11 +1,9 @@
-"""Benchmarks' results for tests: a simulation as each client would write it down.
+"""Benchmarks' results for tests: a simulation as each client would write it down; and traces, written and read back.
 
 The forms are those of the clients' sources: vllm/benchmarks/serve.py 0.32; sgl-project/sglang
 python/sglang/benchmark/serving.py @ 00f9ec47; vllm-project/guidellm v0.3.1 and v0.5.4; ai-dynamo/aiperf @ db4f6397 and
 its examples/artifacts/run1 @ 7c31f579; kubernetes-sigs/inference-perf v0.2.0 and @ 7de5ef2e.
 """
-
-from __future__ import annotations
 
 import json
 from pathlib import Path
@@ -18,17 +16,17 @@ from simbatch import Scenario, simulate
 from simbatch.sim.engine.record import StepRow
 from simbatch.sim.report.result import Result
 from simbatch.sim.streams import Streams
-from tests import Done, run_command
+from simbatch.sim.workload.trace_model import Trace
+from simbatch.sim.workload.traces import TraceSource, open_trace
+from tests import Done, lengths, run_command, traffic
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 STEP_TIME = {"base_s": 0.01, "per_prefill_token_s": 2e-5, "per_decode_seq_s": 1e-4, "per_context_token_s": 1e-8}
-OPEN = {
-    "num_prompts": 3,
-    "request_rate": 1.0,
-    "prompt_len": {"distribution": "fixed", "mean": 9},
-    "output_len": {"distribution": "fixed", "mean": 9},
-}
+OPEN = traffic(3, 9, 9, request_rate=1.0)
 START = 1_759_522_419.0  # s, of a wall's clock
+
+
+COLUMNS = ("request_id", "arrival_ps", "num_prompt_tokens", "num_output_tokens", "priority", "tenant", "hash_ids")
 
 
 def shared(name: str) -> Path:
@@ -53,11 +51,6 @@ def ran(workload: dict[str, Any], **engine: Any) -> Result:
     return simulate(Scenario.from_dict(scenario(workload, **engine)), steps=True)
 
 
-def lengths(mean: int, cv: float = 0.0) -> dict[str, Any]:
-    """A distribution."""
-    return {"distribution": "lognormal", "mean": mean, "cv": cv} if cv else {"distribution": "fixed", "mean": mean}
-
-
 def closed_loop(
     users: int, num_prompts: int = 60, prompt: int = 300, output: int = 40, cv: float = 0.5
 ) -> dict[str, Any]:
@@ -80,6 +73,13 @@ def token_times(result: Result) -> list[list[float]]:
             if before + tokens >= prompts[index]:
                 times[index].append(step.end_ps / 1e12)
     return times
+
+
+def requests_of(result: Result) -> list[tuple[float, list[float], int, int]]:
+    """When each was sent, when its tokens came, and how many it had, of its prompt and of its output."""
+    requests = result.requests
+    tokens = (map(int, requests[f"num_{part}_tokens"]) for part in ("prompt", "output"))
+    return list(zip(map(float, requests["arrival_s"]), token_times(result), *tokens, strict=True))
 
 
 def vllm(result: Result, **changes: Any) -> dict[str, Any]:
@@ -129,13 +129,11 @@ def sglang(result: Result, **changes: Any) -> dict[str, Any]:
 def guidellm(result: Result, strategy: dict[str, Any], *, is_old: bool = False) -> dict[str, Any]:
     """One run of a benchmarks.json, as v0.3.1 or v0.5.4 writes it."""
     rows = []
-    requests = result.requests
-    columns = (requests["arrival_s"], token_times(result), requests["num_prompt_tokens"], requests["num_output_tokens"])
-    for sent, times, prompt, output in zip(*columns, strict=True):
+    for sent, times, prompt, output in requests_of(result):
         row = {
             "type_": "generative_text_response",
-            "prompt_tokens": int(prompt),
-            "output_tokens": int(output),
+            "prompt_tokens": prompt,
+            "output_tokens": output,
             "request_latency": times[-1] - sent + 0.004,  # the response ends after its last token
             "time_to_first_token_ms": 1000 * (times[0] - sent),
         }
@@ -174,24 +172,20 @@ def aiperf(result: Result, *, is_old: bool = False) -> list[dict[str, Any]]:
         ms |= {"inter_chunk_latency": (1000 * np.diff(times)).tolist()} if len(times) > 1 else {}
         tokens = {"input_sequence_length": prompt, "output_sequence_length": output}
         found = {name: {"value": value, "unit": "ms"} for name, value in ms.items()}
-        return found | {name: {"value": int(value), "unit": "tokens"} for name, value in tokens.items()}
+        return found | {name: {"value": value, "unit": "tokens"} for name, value in tokens.items()}
 
-    requests = result.requests
-    columns = (requests["arrival_s"], token_times(result), requests["num_prompt_tokens"], requests["num_output_tokens"])
-    rows = list(zip(*columns, strict=True))
+    rows = requests_of(result)
     cancelled = {"code": 499, "type": "RequestCancellationError", "message": "cancelled"}
     lines = [line(-5.0, metrics(*rows[0]), in_phase="warmup"), line(0.0, {"error_isl": {"value": 5}}, cancelled)]
-    return lines + [line(float(row[0]), metrics(*row)) for row in rows]
+    return lines + [line(row[0], metrics(*row)) for row in rows]
 
 
 def inference_perf(result: Result, *, is_old: bool = False) -> list[dict[str, Any]]:
     """A per_request_lifecycle_metrics.json; v0.2 has the tokens in `info` itself."""
     rows = []
-    requests = result.requests
-    columns = (requests["arrival_s"], token_times(result), requests["num_prompt_tokens"], requests["num_output_tokens"])
-    for sent, times, prompt, output in zip(*columns, strict=True):
-        response: dict[str, Any] = {"output_tokens": int(output), "output_token_times": [100 + t for t in times]}
-        info = {"input_tokens": int(prompt)} | (response if is_old else {"response_metrics": response})
+    for sent, times, prompt, output in requests_of(result):
+        response: dict[str, Any] = {"output_tokens": output, "output_token_times": [100 + t for t in times]}
+        info = {"input_tokens": prompt} | (response if is_old else {"response_metrics": response})
         rows.append(
             {"start_time": 100 + sent, "end_time": 100.004 + times[-1], "request": "{}", "info": info, "error": None}
         )
@@ -229,6 +223,26 @@ def save(path: Path, content: Any, *, lines: bool = False) -> Path:
     text = "\n".join(map(json.dumps, content)) if lines else json.dumps(content)
     path.write_text(text)
     return path
+
+
+def write_lines(path: Path, rows: list[Any]) -> Path:
+    """Rows as JSON lines."""
+    return save(path, rows, lines=True)
+
+
+def source_of(path: Path, **settings: Any) -> TraceSource:
+    """The trace in `path`."""
+    return open_trace(Trace(path=str(path), **settings))
+
+
+def read(path: Path, **settings: Any) -> dict[str, Any]:
+    """All requests of a trace, as columns; None where the file has no such column."""
+    columns: dict[str, Any] = {}
+    for chunk in source_of(path, **settings).chunks():
+        for name in COLUMNS:
+            values = getattr(chunk, name)
+            columns[name] = None if values is None else (columns.get(name) or []) + values
+    return columns
 
 
 def write_inline(folder: Path, workload: dict[str, Any] | None = None) -> Path:

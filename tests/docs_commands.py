@@ -6,8 +6,6 @@ brings (results and logs of servers, scenarios) is made as those programs make i
 it stands there (half an hour).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -23,12 +21,12 @@ import pytest
 from benchmarks.planted import planted, served, server, streams_of, write_recorded
 from tests.bench_files import closed_loop, ran, vllm, vllm_of_streams
 from tests.made_samples import LLAMA_8B, made_samples, write_samples
+from tests.test_docs import BLOCK
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(os.environ.get("SIMBATCH_BIN", Path(sys.executable).parent)).resolve()
 IS_WHOLE = bool(os.environ.get("DOCS_WHOLE"))
 PAGES = ["README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SHELL = ("", "sh", "bash", "console")
 PROGRAMS = ("simbatch", "python", "python3", "pip", "make", "vllm", "dask", "sbatch", "bash")
 OWN_FILE = re.compile(

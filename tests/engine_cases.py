@@ -254,6 +254,10 @@ WILD: dict[str, list[Any]] = {
 }
 
 
+FIGURES = ("num_steps", "num_preemptions", "num_recomputed_tokens", "num_truncated", "end_ps", "num_not_sent")
+FIGURES += ("front_end_late_ps",)
+
+
 def itl_ps(record: RunRecord) -> Counter[int]:
     """Every gap between two tokens of a request, token by token."""
     gaps = Counter(record.gaps.tolist())
@@ -264,11 +268,11 @@ def itl_ps(record: RunRecord) -> Counter[int]:
 
 
 def assert_same(expected: RunRecord, found: RunRecord, but: tuple[str, ...] = ()) -> None:
-    """Request by request, in every column that is not in `but`."""
+    """Request by request, in every column that is not in `but`, in every gap of tokens and in the run's own figures."""
     for field in fields(expected.requests):
         one, other = getattr(expected.requests, field.name), getattr(found.requests, field.name)
         if field.name not in but:
             assert np.array_equal(one, other) if isinstance(other, np.ndarray) else one == other, field.name
-    for name in ("num_steps", "num_preemptions", "num_recomputed_tokens", "num_truncated", "end_ps", "num_not_sent"):
+    for name in FIGURES:
         assert getattr(expected, name) == getattr(found, name), name
     assert itl_ps(found) == itl_ps(expected)

@@ -1,7 +1,5 @@
 """report.html of every command in a real headless browser that has no network: `make test-browser`, not `make test`."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

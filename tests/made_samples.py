@@ -3,8 +3,6 @@
 Model configurations for tests: a small one, and those of published models where they are at hand.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,22 +1,17 @@
 """Bands round a run's figures: draws of what its profile is in doubt about, and what they say."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner
 
 from benchmarks.bands_coverage import random_scenario
 from simbatch import simulate
-from simbatch.cli import cli
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile
 from simbatch.sim.cost.sections import LaunchGrowth
 from simbatch.sim.cost.uncertainty import PARTS, deviations, factors, scaled, uncertainty_of
-from simbatch.sim.errors import UserError
 from simbatch.sim.metrics.registry import REGISTRY
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario import Scenario, resolve
@@ -25,14 +20,10 @@ from simbatch.sim.search.loads import load_lines, load_share
 from simbatch.sim.search.run import Runner
 from simbatch.sim.tuning.finalists import DrawnGain, finalists_of
 from simbatch.sim.tuning.goal import Goal, Limit
+from tests import run_command, traffic
 
 TPOT, TTFT = REGISTRY["mean_tpot_ms"], REGISTRY["p99_ttft_ms"]
-WORKLOAD = {
-    "num_prompts": 60,
-    "request_rate": 4,
-    "prompt_len": {"distribution": "fixed", "mean": 200},
-    "output_len": {"distribution": "fixed", "mean": 30},
-}
+WORKLOAD = traffic(60, 200, 30, request_rate=4)
 
 
 def scenario(profile: Any = "h100-llama-3.1-8b-bf16", **more: Any) -> Scenario:
@@ -119,33 +110,29 @@ def test_every_group_of_a_cluster_is_drawn_and_blocks_that_are_known_stay() -> N
     assert other.profile.cost_model().decode_ps(1) != own.groups[1].resolved.profile.cost_model().decode_ps(1)
 
 
-def run(arguments: list[str], code: int = 0) -> str:
-    result = CliRunner().invoke(cli, arguments)
-    if code:
-        assert isinstance(result.exception, UserError)
-        return str(result.exception)
-    assert result.exit_code == 0, result.output
-    return result.output
+def test_run_and_compare_write_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(*words: object, code: int = 0) -> str:
+        done = run_command(capsys, *words)
+        assert done.code == code, done.said
+        return done.said
 
-
-def test_run_and_compare_write_them(tmp_path: Path) -> None:
     file, plain, banded = tmp_path / "s.yaml", tmp_path / "plain", tmp_path / "banded"
     file.write_text(json.dumps({"profile": NAMES[0], "workload": WORKLOAD}), encoding="utf-8")
-    run(["run", str(file), "-o", str(plain), "--quiet"])
-    text = run(["run", str(file), "-o", str(banded), "--bands", "--jobs", "1"])
+    run("run", file, "-o", plain, "--quiet")
+    text = run("run", file, "-o", banded, "--bands", "--jobs", 1)
     assert "What to measure to narrow this most: " in text
     before, after = (json.loads((folder / "summary.json").read_text()) for folder in (plain, banded))
     bands = after["simbatch"].pop("bands")
     assert after == before  # the draws change nothing else
     assert bands["p99_ttft_ms"]["low"] <= after["p99_ttft_ms"] <= bands["p99_ttft_ms"]["high"]
-    arguments = ["compare", str(file), "--profile", NAMES[0], "--profile", NAMES[1], "--jobs", "1", "-o", str(tmp_path)]
-    text = run([*arguments, "--bands"])
+    arguments = ("compare", file, "--profile", NAMES[0], "--profile", NAMES[1], "--jobs", 1, "-o", tmp_path, "--bands")
+    text = run(*arguments)
     content = json.loads((tmp_path / "compare.json").read_text())
     assert content["bands"][NAMES[0]]["p99_ttft_ms"] == bands["p99_ttft_ms"]
     share = content["better_in"][NAMES[1]]["p99_tpot_ms"]
     assert 0 < share < 1
     assert "of the draws it is not" in " ".join(text.split())
-    assert "--bands: are drawn for one load" in run([*arguments, "--bands", "--rate", "1,2"], code=2)
+    assert "--bands: are drawn for one load" in run(*arguments, "--rate", "1,2", code=2)
 
 
 def test_finalists_are_compared_draw_by_draw() -> None:
@@ -165,8 +152,7 @@ def test_finalists_are_compared_draw_by_draw() -> None:
 
 
 def test_a_high_load_is_said_without_them() -> None:
-    lengths = {key: {"distribution": "fixed", "mean": mean} for key, mean in (("prompt_len", 800), ("output_len", 100))}
-    workload = {"num_prompts": 1500, "request_rate": 60, **lengths}
+    workload = traffic(1500, 800, 100, request_rate=60)
     asked = Scenario.from_dict({"profile": "l40s-llama-3.1-8b-bf16", "workload": workload})
     result = simulate(asked)
     share = load_share(resolve(asked), result.record)
@@ -188,11 +174,8 @@ def test_what_a_fit_was_not_told_is_in_more_doubt() -> None:
     }
     other = measured.model_copy(update=changed)
     told, less = uncertainty_of(measured), uncertainty_of(other)
-    assert (
-        told["mixed"].spread
-        < less["mixed"].spread
-        == uncertainty_of(load_profile(NAMES[0], folder=Path()))["mixed"].spread
-    )
+    composed = uncertainty_of(load_profile(NAMES[0], folder=Path()))
+    assert told["mixed"].spread < less["mixed"].spread == composed["mixed"].spread
     assert less["growth"].spread == pytest.approx(64 * 1e-4 / 0.016)
     launch, turned = (scaled(other, {"growth": factor})["host"]["launch"]["none"] for factor in (1.0, 1.4))
     beside = [[each["base_s"] + n * each["per_seq_s"] for n in (10, 74)] for each in (launch, turned)]

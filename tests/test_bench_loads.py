@@ -1,7 +1,5 @@
 """How a benchmark's client sent its requests: read off its result, made again, and simulated."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from typing import Any
@@ -11,28 +9,22 @@ import pytest
 
 from simbatch.sim.errors import UserError
 from simbatch.sim.json_values import JsonValue
-from simbatch.sim.workload.bench import CLOSED, BenchRun, sending_of, vllm
+from simbatch.sim.workload.bench import CLOSED, BenchRun, sending_of
+from simbatch.sim.workload.bench.run import read_vllm
 from tests import bench_files as files
-from tests import run_command
+from tests import run_command, traffic
 from tests.bench_files import arguments, by_key, validated, write_inline
 
 CLOSED_LOOP = files.ran(files.closed_loop(8, num_prompts=80))
 
 
-POISSON = {
-    "num_prompts": 200,
-    "request_rate": 9.0,
-    "prompt_len": files.lengths(300, 0.6),
-    "output_len": files.lengths(60, 0.5),
-}
+NUMBER, RATE = 200, 9.0
 
 
-def drawn(seed: int, *, rescale: bool = True, burstiness: float = 1.0) -> dict[str, Any]:
+def drawn(seed: int, *, rescale: bool = True, burstiness: float = 1.0) -> Any:
     """A trace's arrivals as vLLM's client draws them under a seed."""
-    n, rate = POISSON["num_prompts"], POISSON["request_rate"]
-    gaps = np.random.RandomState(seed).gamma(burstiness, 1 / (rate * burstiness), n)
-    times = np.cumsum(gaps)
-    return {"times": times * (n / rate / times[-1]) if rescale else np.concatenate([[0.0], times[:-1]])}
+    times = np.cumsum(np.random.RandomState(seed).gamma(burstiness, 1 / (RATE * burstiness), NUMBER))
+    return times * (NUMBER / RATE / times[-1]) if rescale else np.concatenate([[0.0], times[:-1]])
 
 
 def poisson(tmp_path: Any, seed: int = 0, *, limit: int | None = None, **how: Any) -> dict[str, Any]:
@@ -44,7 +36,7 @@ def poisson(tmp_path: Any, seed: int = 0, *, limit: int | None = None, **how: An
             "num_prompt_tokens": int(rng.integers(20, 600)),
             "num_output_tokens": int(rng.integers(5, 120)),
         }
-        for t in drawn(seed, **how)["times"].tolist()
+        for t in drawn(seed, **how).tolist()
     ]
     path = tmp_path / "trace.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -54,13 +46,13 @@ def poisson(tmp_path: Any, seed: int = 0, *, limit: int | None = None, **how: An
     result = files.ran(workload)
     end = float((result.requests["arrival_s"] + result.requests["e2el_s"]).max())
     end += rows[0]["arrival_s"]  # a client's run begins before its first request
-    rate, burstiness = POISSON["request_rate"], how.get("burstiness", 1.0)
-    return files.vllm(result, request_rate=rate, burstiness=burstiness, max_concurrency=limit, duration=end)
+    burstiness = how.get("burstiness", 1.0)
+    return files.vllm(result, request_rate=RATE, burstiness=burstiness, max_concurrency=limit, duration=end)
 
 
 def run_of(bench: dict[str, Any], *, is_timed: bool = True) -> BenchRun:
     content = {key: value for key, value in bench.items() if is_timed or key != "start_times"}
-    run = vllm.read(JsonValue("r.json", content))
+    run = read_vllm(JsonValue("r.json", content))
     assert isinstance(run, BenchRun)
     return run
 
@@ -119,8 +111,8 @@ def test_gaps_under_a_limit_are_drawn_again_and_held_back(tmp_path: Any) -> None
     for is_timed in (True, False):
         sending = sending_of(run_of(bench, is_timed=is_timed))
         assert (sending.is_closed, sending.max_concurrency) == (False, 6)
-        planned = sending.planned_s - sending.sent_s.min() + counted(drawn(0)["times"]).min()
-        assert counted(planned) == pytest.approx(counted(drawn(0)["times"]), abs=1e-6)
+        planned = sending.planned_s - sending.sent_s.min() + counted(drawn(0)).min()
+        assert counted(planned) == pytest.approx(counted(drawn(0)), abs=1e-6)
         assert np.abs(counted(sending.sent_s) - counted(bench["start_times"])).max() < 1e-6
     other = poisson(tmp_path, seed=3, limit=6)
     sending = sending_of(run_of(other))
@@ -166,18 +158,30 @@ def test_times_of_a_real_client_come_back(name: str, worst_s: float) -> None:
     assert np.abs(counted(sending.sent_s) - counted(sent_s)).max() < worst_s
 
 
+def agreeing(tmp_path, capsys, file, workload=None, within=1e-6):
+    """The answer about a file that has no error against the simulation of a scenario."""
+    content, output = validated(tmp_path, capsys, file, scenario=write_inline(tmp_path, workload))
+    assert output.code == 0, output.err
+    for key, figure in by_key(content).items():
+        assert figure["error"] == pytest.approx(0, abs=within), key
+    return content
+
+
+def refusal(tmp_path, capsys, file, workload=None):
+    done = run_command(capsys, *arguments(tmp_path, file, scenario=write_inline(tmp_path, workload)))
+    assert done.code == 2
+    return done.err
+
+
 def test_a_closed_loop_is_simulated_as_one(tmp_path, capsys):
     """So that a server half as fast has half the throughput, and not the recorded one at the recorded times."""
     bench = files.vllm(files.ran(files.closed_loop(4)), max_concurrency=4)
     file = files.save(tmp_path / "bench.json", bench)
-    scenario = write_inline(tmp_path)
-    content, output = validated(tmp_path, capsys, file, scenario=scenario)
-    assert output.code == 0, output.err
-    assert content["real"]["load"] == "4 in flight"
-    for key, figure in by_key(content).items():
-        assert figure["error"] == pytest.approx(0, abs=1e-6), key
+    assert agreeing(tmp_path, capsys, file)["real"]["load"] == "4 in flight"
     slower = [f"--set=profile.step_time.{key}={2 * value}" for key, value in files.STEP_TIME.items()]
-    content, output = validated(tmp_path, capsys, file, *slower, "--bounds", "throughput=7", scenario=scenario)
+    content, output = validated(
+        tmp_path, capsys, file, *slower, "--bounds", "throughput=7", scenario=write_inline(tmp_path)
+    )
     assert output.code == 1
     figures = by_key(content)
     assert figures["request_throughput"]["error"] == pytest.approx(-0.5, abs=1e-3)
@@ -192,25 +196,17 @@ def test_a_closed_loop_sends_the_file_s_lengths_in_its_order(tmp_path, capsys):
     shuffled = {
         key: [column[i] for i in order] if isinstance(column, list) else column for key, column in bench.items()
     }
-    file = files.save(tmp_path / "bench.json", shuffled)
-    content, output = validated(tmp_path, capsys, file, scenario=write_inline(tmp_path))
-    assert output.code == 0, output.err
-    assert all(figure["error"] == pytest.approx(0, abs=1e-6) for figure in by_key(content).values())
+    agreeing(tmp_path, capsys, files.save(tmp_path / "bench.json", shuffled))
 
 
 def test_without_times_of_sending_the_load_says_how_they_were_sent(tmp_path, capsys):
     bench = files.vllm(files.ran(files.closed_loop(4)), max_concurrency=4, start_times=None)
     file = files.save(tmp_path / "bench.json", bench)
-    content, output = validated(tmp_path, capsys, file, scenario=write_inline(tmp_path))
-    assert output.code == 0, output.err
-    assert all(figure["error"] == pytest.approx(0, abs=1e-6) for figure in by_key(content).values())
+    content = agreeing(tmp_path, capsys, file)
     assert any("does not say when requests were sent" in note for note in content["notes"])
-    files.save(
-        file, files.vllm(files.ran(files.closed_loop(4)), start_times=None, request_rate=2.0, model_id=None, tag="")
-    )
-    refused = run_command(capsys, *arguments(tmp_path, file, scenario=write_inline(tmp_path)))
-    assert refused.code == 2
-    assert "cannot be drawn again" in refused.err
+    untold = {"start_times": None, "request_rate": 2.0, "model_id": None, "tag": ""}
+    files.save(file, files.vllm(files.ran(files.closed_loop(4)), **untold))
+    assert "cannot be drawn again" in refusal(tmp_path, capsys, file)
 
 
 def test_what_a_client_does_not_tell_is_left_out_with_a_sentence(tmp_path, capsys):
@@ -234,35 +230,23 @@ def test_other_clients_records_have_no_error_against_their_own_simulation(tmp_pa
     content = write_file(files.ran(files.closed_loop(4)))
     name = "profile_export.jsonl" if write_file is files.aiperf else "per_request_lifecycle_metrics.json"
     file = files.save(tmp_path / name, content, lines=write_file is files.aiperf)
-    content, output = validated(tmp_path, capsys, file, scenario=write_inline(tmp_path))
-    assert output.code == 0, output.err
+    content = agreeing(tmp_path, capsys, file, within=1e-5)
     assert any("every send followed an end, 4 in flight" in note for note in content["notes"])
-    assert all(figure["error"] == pytest.approx(0, abs=1e-5) for figure in by_key(content).values())
 
 
 def test_totals_alone_against_the_workload_of_the_scenario(tmp_path, capsys):
-    workload = {
-        "num_prompts": 50,
-        "request_rate": 4.0,
-        "prompt_len": files.lengths(300, 0.5),
-        "output_len": files.lengths(40),
-    }
+    workload = traffic(50, 300, 40, request_rate=4.0) | {"prompt_len": files.lengths(300, 0.5)}
     summary = files.ran(workload).summary
     totals = {key: value for key, value in summary.items() if key != "simbatch"} | {"request_rate": 4.0}
     file = files.save(tmp_path / "totals.json", totals)
     stated = workload | {"num_prompts": 7, "request_rate": 1.0}
-    content, output = validated(tmp_path, capsys, file, scenario=write_inline(tmp_path, stated))
-    assert output.code == 0, output.err
+    content = agreeing(tmp_path, capsys, file, stated)
     assert content["num_requests"] == 50  # number and rate are the file's
-    figures = by_key(content)
-    assert {"mean_ttft_ms", "p99_e2el_ms", "mean_itl_ms", "request_throughput", "duration"} <= figures.keys()
-    assert all(figure["error"] == pytest.approx(0, abs=1e-6) for figure in figures.values())
+    told = {"mean_ttft_ms", "p99_e2el_ms", "mean_itl_ms", "request_throughput", "duration"}
+    assert told <= by_key(content).keys()
     assert not (tmp_path / "out" / "latency.png").exists()  # nothing is known of single requests
-    other = run_command(
-        capsys, *arguments(tmp_path, file, scenario=write_inline(tmp_path, stated | {"prompt_len": files.lengths(600)}))
-    )
-    assert other.code == 2
-    assert "and the scenario's have 600.0; state the workload that was run" in other.err
+    other = refusal(tmp_path, capsys, file, stated | {"prompt_len": files.lengths(600)})
+    assert "and the scenario's have 600.0; state the workload that was run" in other
 
 
 @pytest.mark.parametrize(
@@ -278,20 +262,14 @@ def test_the_load_of_totals_is_the_file_s(tmp_path, capsys, load, arrival):
     arrived = {"process": "closed_loop", "max_concurrency": load.get("max_concurrency", 30)}
     totals = {k: v for k, v in files.ran(workload | {"arrival": arrived}).summary.items() if k != "simbatch"} | load
     file = files.save(tmp_path / "totals.json", totals)
-    stated = workload | {"arrival": arrival}
-    content, output = validated(tmp_path, capsys, file, scenario=write_inline(tmp_path, stated))
-    assert output.code == 0, output.err
-    assert all(figure["error"] == pytest.approx(0, abs=1e-6) for figure in by_key(content).values())
+    agreeing(tmp_path, capsys, file, workload | {"arrival": arrival})
 
 
 def test_the_scenario_may_say_the_limit_that_the_file_does_not(tmp_path, capsys):
     result = files.ran(files.closed_loop(4))
     workload = files.closed_loop(4)
     file = files.save(tmp_path / "bench.json", files.vllm(result, request_rate=None))
-    content, output = validated(tmp_path, capsys, file, scenario=write_inline(tmp_path, workload))
-    assert output.code == 0, output.err
-    assert content["real"]["load"] == "4 in flight"
+    assert agreeing(tmp_path, capsys, file, workload)["real"]["load"] == "4 in flight"
     files.save(file, files.vllm(result, max_concurrency=5))
-    refused = run_command(capsys, *arguments(tmp_path, file, scenario=write_inline(tmp_path, workload)))
-    assert refused.code == 2
-    assert "workload.arrival: the recorded run had another number of requests in flight (got 4)" in refused.err
+    said = refusal(tmp_path, capsys, file, workload)
+    assert "workload.arrival: the recorded run had another number of requests in flight (got 4)" in said

@@ -1,7 +1,5 @@
 """What is read of each benchmark client's result: the requests as they were, and what the file does not tell."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -162,15 +160,15 @@ def test_a_zero_latency_among_totals_is_none(tmp_path: Path) -> None:
     assert found.totals == {"request_throughput": 2.0, "mean_e2el_ms": 12.0, "duration": 2.0}
 
 
+ONE = '"input_lens": [1], "output_lens": [1], "ttfts": [1.0], "itls": [[]]'
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
         ("", "is empty"),
         ('{"a": 1', "not valid JSON"),
-        (
-            '{"architectures": ["x"], "hidden_size": 1}',
-            "it has the keys architectures, hidden_size; known are vllm bench",
-        ),
+        ('{"architectures": ["x"], "hidden_size": 1}', "has the keys architectures, hidden_size; known are vllm bench"),
         (json.dumps(dict.fromkeys(map(str, range(400)), 1)), "and 392 more"),
         ("[1, 2]", "a single value"),
         ("[" * 100_000, "nested too deeply"),
@@ -178,15 +176,12 @@ def test_a_zero_latency_among_totals_is_none(tmp_path: Path) -> None:
         ('{"input_lens": [1], "output_lens": [1], "ttfts": [NaN], "itls": [[]]}', "ttfts[0]"),
         ('{"input_lens": [1], "output_lens": [2], "ttfts": [1.0], "itls": [[-0.1]]}', "itls[0][0]"),
         ('{"input_lens": [1], "output_lens": [2, 3], "ttfts": [1.0], "itls": [[]]}', "must be of one length"),
-        (
-            '{"input_lens": [1], "output_lens": [1], "ttfts": [1.0], "itls": [[]], "max_concurrency": 0}',
-            "max_concurrency",
-        ),
+        (f'{{{ONE}, "max_concurrency": 0}}', "max_concurrency"),
+        (f'{{{ONE}, "burstiness": -1}}', "burstiness"),
         ('{"benchmarks": [{"requests": {"successful": [{"prompt_tokens": "many"}]}}]}', "requests.successful[0]"),
         ('{"benchmarks": [{"requests": {"successful": 5}}]}', "must be a list"),
         ('{"benchmarks": [{"requests": []}]}', "none of its requests"),
         ('{"metadata": {}, "metrics": {"request_latency": {"value": "x"}}}', "metrics"),
-        ('{"input_lens": [1], "output_lens": [1], "ttfts": [1.0], "itls": [[]], "burstiness": -1}', "burstiness"),
         (
             '{"metadata": {"request_start_ns": 1}, "metrics": {"input_sequence_length": {"value": -3}, '
             '"output_sequence_length": {"value": 1}, "request_latency": {"value": 1}}}',

@@ -3,76 +3,45 @@
 A `vllm serve --config` file pasted under `engine`: read as vLLM reads it, or answered flag by flag.
 """
 
-from __future__ import annotations
-
-import json
 from typing import Any
 
 import pytest
 
 from simbatch import Scenario, UserError, simulate
-from simbatch.sim.cost.by_name import load_profile, shipped_text
+from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.model import padded
-from simbatch.sim.cost.profile import InlineProfile, MeasuredProfile
+from simbatch.sim.cost.profile import InlineProfile
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.flags import table
 from simbatch.sim.scenario.rules import capture_sizes
-from tests.test_cost import with_memory
+from tests import traffic
 
-SHIPPED = json.loads(shipped_text("rtx4090-llama-3.1-8b-bf16"))
 UP_TO_256 = [1, 2, 4, *range(8, 256, 8)]
-# (engine settings, default maximum) and the list that vLLM 0.32's own VllmConfig._set_cudagraph_sizes made of them.
+# max_num_seqs, max_num_batched_tokens, other settings, the default maximum, and the list that vLLM 0.32's own
+# VllmConfig._set_cudagraph_sizes made of them.
 AS_VLLM = [
-    ({"max_num_seqs": 256, "max_num_batched_tokens": 8192}, 512, [*UP_TO_256, *range(256, 513, 16)]),
-    ({"max_num_seqs": 1024, "max_num_batched_tokens": 16384}, 1024, [*UP_TO_256, *range(256, 1025, 16)]),
-    ({"max_num_seqs": 64, "max_num_batched_tokens": 2048}, 512, [1, 2, 4, *range(8, 129, 8)]),
-    ({"max_num_seqs": 5, "max_num_batched_tokens": 2048}, 512, [1, 2, 4, 5, 8]),
-    ({"max_num_seqs": 1, "max_num_batched_tokens": 2048}, 512, [1, 2]),
-    (
-        {"max_num_seqs": 100, "max_num_batched_tokens": 150},
-        512,
-        [1, 2, 4, *range(8, 97, 8), 100, *range(104, 145, 8), 150],
-    ),
-    (
-        {"max_num_seqs": 256, "max_num_batched_tokens": 2048, "max_cudagraph_capture_size": 500},
-        512,
-        [*UP_TO_256, *range(256, 497, 16)],
-    ),
-    ({"max_num_seqs": 256, "max_num_batched_tokens": 2048, "max_cudagraph_capture_size": 2}, 512, [1, 2]),
-    (
-        {"max_num_seqs": 256, "max_num_batched_tokens": 300, "max_cudagraph_capture_size": 1024},
-        512,
-        [*UP_TO_256, 256, 272, 288, 300],
-    ),
-    (
-        {"max_num_seqs": 256, "max_num_batched_tokens": 256, "cudagraph_capture_sizes": [64, 1, 512, 8, 8]},
-        512,
-        [1, 8, 64],
-    ),
-    ({"max_num_seqs": 256, "max_num_batched_tokens": 2048, "enforce_eager": True}, 512, []),
+    (256, 8192, {}, 512, [*UP_TO_256, *range(256, 513, 16)]),
+    (1024, 16384, {}, 1024, [*UP_TO_256, *range(256, 1025, 16)]),
+    (64, 2048, {}, 512, [1, 2, 4, *range(8, 129, 8)]),
+    (5, 2048, {}, 512, [1, 2, 4, 5, 8]),
+    (1, 2048, {}, 512, [1, 2]),
+    (100, 150, {}, 512, [1, 2, 4, *range(8, 97, 8), 100, *range(104, 145, 8), 150]),
+    (256, 2048, {"max_cudagraph_capture_size": 500}, 512, [*UP_TO_256, *range(256, 497, 16)]),
+    (256, 2048, {"max_cudagraph_capture_size": 2}, 512, [1, 2]),
+    (256, 300, {"max_cudagraph_capture_size": 1024}, 512, [*UP_TO_256, 256, 272, 288, 300]),
+    (256, 256, {"cudagraph_capture_sizes": [64, 1, 512, 8, 8]}, 512, [1, 8, 64]),
+    (256, 2048, {"enforce_eager": True}, 512, []),
+    (256, 2048, {"max_cudagraph_capture_size": 64}, 0, []),  # on a CPU
 ]
 
 
-@pytest.mark.parametrize(("settings", "default_max", "sizes"), AS_VLLM)
-def test_the_list_is_the_one_that_vllm_made(settings: dict[str, Any], default_max: int, sizes: list[int]) -> None:
-    given = EngineSettings.model_validate(settings)
-    seqs, tokens = settings["max_num_seqs"], settings["max_num_batched_tokens"]
-    assert list(capture_sizes(given, seqs, tokens, default_max)) == sizes
-
-
-@pytest.mark.parametrize(
-    ("gpu", "total_gib", "largest"), [("rtx4090", 23.5, 512), ("h100", 79.1, 512), ("b200", 178.0, 1024)]
-)
-def test_the_largest_is_512_and_1024_on_a_data_center_blackwell(
-    gpu: str,
-    total_gib: float,
-    largest: int,
+@pytest.mark.parametrize(("seqs", "tokens", "more", "default_max", "sizes"), AS_VLLM)
+def test_the_list_is_the_one_that_vllm_made(
+    seqs: int, tokens: int, more: dict[str, Any], default_max: int, sizes: list[int]
 ) -> None:
-    profile = with_memory(SHIPPED, gpu, total_gib)
-    assert isinstance(profile, MeasuredProfile)
-    seqs, tokens = profile.default_max_num_seqs, profile.default_max_num_batched_tokens
-    assert capture_sizes(EngineSettings(), seqs, tokens, profile.default_max_capture_size)[-1] == largest
+    given = EngineSettings.model_validate({"max_num_seqs": seqs, "max_num_batched_tokens": tokens, **more})
+    assert list(capture_sizes(given, seqs, tokens, default_max)) == sizes
 
 
 def test_gpt_oss_has_83_sizes_up_to_1024_unless_they_are_written() -> None:
@@ -88,28 +57,14 @@ def test_gpt_oss_has_83_sizes_up_to_1024_unless_they_are_written() -> None:
     assert sizes(enforce_eager=True) == ()
 
 
-def test_a_cpu_captures_none() -> None:
-    assert with_memory(SHIPPED, "cpu", 64).default_max_capture_size == 0
-    assert capture_sizes(EngineSettings(max_cudagraph_capture_size=64), 256, 2048, 0) == ()
-
-
 STEP = {"base_s": 0.01, "per_prefill_token_s": 1e-4, "per_decode_seq_s": 1e-3, "per_context_token_s": 1e-6}
 
 
 def scenario(*, step: dict[str, Any] = STEP, host: bool = True, **engine: Any) -> Scenario:
     sections = {"host": {"launch": {"graph": {"base_s": 0.001}}}} if host else {}
-    return Scenario.from_dict(
-        {
-            "profile": {"num_gpu_blocks": 1000, "step_time": step, **sections},
-            "engine": engine,
-            "workload": {
-                "num_prompts": 3,
-                "arrival": {"process": "all_at_once"},
-                "prompt_len": {"distribution": "fixed", "mean": 100},
-                "output_len": {"distribution": "fixed", "mean": 20},
-            },
-        }
-    )
+    profile = {"num_gpu_blocks": 1000, "step_time": step, **sections}
+    workload = traffic(3, 100, 20, arrival={"process": "all_at_once"})
+    return Scenario.from_dict({"profile": profile, "engine": engine, "workload": workload})
 
 
 @pytest.mark.parametrize(
@@ -211,12 +166,9 @@ def test_vllm_would_not_start_with_these() -> None:
             resolve(scenario(**engine))
 
 
-LENGTH = {"distribution": "fixed", "mean": 100}
-WORKLOAD = {"num_prompts": 20, "request_rate": 2, "prompt_len": LENGTH, "output_len": LENGTH}
-
-
 def scenario_with_keys(engine: dict[str, Any], **more: Any) -> Scenario:
-    return Scenario.from_dict({"profile": "h100-llama-3.1-8b-bf16", "engine": engine, "workload": WORKLOAD, **more})
+    workload = traffic(20, 100, 100, request_rate=2)
+    return Scenario.from_dict({"profile": "h100-llama-3.1-8b-bf16", "engine": engine, "workload": workload, **more})
 
 
 def refusal(engine: dict[str, Any]) -> str:
@@ -278,6 +230,9 @@ def test_a_flag_that_is_no_key_here_is_answered(key: str, answer: str) -> None:
 
 
 def test_every_flag_of_vllms_has_an_answer() -> None:
-    for row in table():
-        if row.flag not in EngineSettings.model_fields:
-            assert "known here" not in refusal({row.flag: 1}), row.flag
+    others = [row.flag for row in table() if row.flag not in EngineSettings.model_fields]
+    with pytest.raises(UserError) as caught:
+        scenario_with_keys(dict.fromkeys(others, 1))
+    answers = {str(problem.place).rpartition(".")[2]: str(problem) for problem in caught.value.problems}
+    assert answers.keys() >= {*others}
+    assert [answer for answer in answers.values() if "known here" in answer] == []

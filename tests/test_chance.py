@@ -3,8 +3,6 @@
 Noise of step times: seeded, exact, on average nothing, and visible in the tails.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -19,8 +17,7 @@ from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.host import BLOCK, RATIO_SHIFT
 from simbatch.sim.cost.step_time import Ratios, StepNoise
 from simbatch.sim.errors import UserError
-from simbatch.sim.scenario import resolve
-from simbatch.sim.scenario.chance import RESAMPLE, has_chance, resampling, runs_words, seeds_of
+from simbatch.sim.scenario import RESAMPLE, has_chance, resampling, resolve, runs_words, seeds_of
 from simbatch.sim.search import explain_request
 from simbatch.sim.search.run import Runner
 from simbatch.sim.search.sweep import sweep
@@ -29,16 +26,11 @@ from simbatch.sim.tuning.goal import Goal, Limit, metric_of
 from simbatch.sim.tuning.space import SEQS, Axis, Space
 from simbatch.sim.tuning.tune_files import content
 from simbatch.sim.tuning.tune_report import report
+from tests import traffic
 
-FIXED = {"distribution": "fixed", "mean": 20}
 STILL: dict[str, Any] = {
     "profile": {"num_gpu_blocks": 2000, "step_time": {"base_s": 0.01, "per_decode_seq_s": 0.002}},
-    "workload": {
-        "num_prompts": 60,
-        "arrival": {"process": "constant", "request_rate": 4},
-        "prompt_len": FIXED,
-        "output_len": FIXED,
-    },
+    "workload": traffic(60, 20, 20, arrival={"process": "constant", "request_rate": 4}),
     "seed": 3,
 }
 
@@ -107,9 +99,8 @@ def test_tune_checks_its_answer_on_the_trace_resampled(traced: Scenario) -> None
     found = tuned(traced.override({"workload.trace.rate_scale": 5.0}), confirm=4)
     assert "one run each: the seed changes nothing here, so one run says it all" in report(found)
     assert found.confirmation.difference.low < found.confirmation.difference.high
-    assert "Under 4 resamplings of the trace in 20 blocks of time (seeds 4 to 7) the recommended settings" in report(
-        found
-    )
+    checked = "Under 4 resamplings of the trace in 20 blocks of time (seeds 4 to 7) the recommended settings"
+    assert checked in report(found)
     answer = content(found, 0)
     assert (answer["resample_blocks"], answer["confirmation"]["resample_blocks"]) == (None, 20)
     several = tuned(traced.override({"workload.trace.rate_scale": 5.0}), replications=3, confirm=0)
@@ -142,12 +133,7 @@ def scenario(seed=0, *, noise=NOISE, step_noise=True, **engine):
         {
             "profile": profile | ({"noise": noise} if noise else {}),
             "engine": {"max_num_seqs": 16, "step_noise": step_noise} | engine,
-            "workload": {
-                "num_prompts": 400,
-                "request_rate": 4,
-                "prompt_len": {"distribution": "fixed", "mean": 64},
-                "output_len": {"distribution": "fixed", "mean": 40},
-            },
+            "workload": traffic(400, 64, 40, request_rate=4),
             "seed": seed,
         }
     )

@@ -1,20 +1,19 @@
 """The command line: help, mistakes, exit codes, lists."""
 
-from __future__ import annotations
-
 import json
 import os
-import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from simbatch.cli import BROKEN_PIPE
+from simbatch.cli import BROKEN_PIPE, cli, exit_code_of
 from simbatch.sim import is_compiled
 from tests import exit_code as run
 
@@ -60,9 +59,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def simbatch(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "simbatch", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload, no-any-return]
+def simbatch(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own; what it says is caught unless it is said where to."""
+    caught = {} if {"stdout", "stderr"} & options.keys() else {"capture_output": True}
+    return subprocess.run([sys.executable, "-m", "simbatch", *arguments], text=True, check=False, **caught, **options)
 
 
 def test_version() -> None:
@@ -133,28 +133,9 @@ def test_flags_change_the_scenario() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_policy_of_the_same_name_keeps_its_parameters() -> None:
-    assert run("run", "small.yaml", "--quiet", "--policy", "fixed") == 0
-    assert yaml.safe_load(Path("results/small/scenario.yaml").read_text())["policy"]["batch_size"] == 4
-
-
-@pytest.mark.usefixtures("folder")
 def test_own_policy_from_a_file() -> None:
     assert run("run", "small.yaml", "--policy", "own.py:OneByOne", "--quiet") == 0
     assert json.loads(Path("results/small/summary.json").read_text())["simbatch"]["batch_size"]["max"] == 1
-    assert run("run", "results/small/scenario.yaml", "--quiet", "-o", "again") == 0  # its path is stored whole
-
-
-@pytest.mark.usefixtures("folder")
-def test_compare_side_by_side(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("compare", "small.yaml", "--policy", "fixed", "--policy", "own.py:OneByOne") == 0
-    out = capsys.readouterr().out
-    assert re.search(r"fixed +own\.py:OneByOne", out)
-    assert {path.name for path in Path("results/small-compare").iterdir()} >= {"compare.json", "compare.png"}
-    assert run("compare", "small.yaml", "--policy", "fixed", "--policy", "vllm", "--json", "-o", "there") == 0
-    content = json.loads(capsys.readouterr().out)
-    assert content["same_arrivals"] is True
-    assert list(content["candidates"]) == ["fixed", "vllm"]
 
 
 @pytest.mark.usefixtures("folder")
@@ -167,49 +148,33 @@ def test_compare_profiles() -> None:
     assert rows["mean_tpot_ms"]["best"] == ["fast.json"]
 
 
+BROKEN = "seats() failed: NameError: name 'forgotten' is not defined; mend the line: return forgotten"
+
+
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("words", "message"),
     [
-        (["rnu"], "No such command 'rnu'. Did you mean 'run'?"),
-        (["run"], "Missing argument 'FILE'"),
-        (["run", "small.yaml", "--polcy", "x"], "No such option"),
-        (["run", "small.yaml", "--seed", "x"], "'x' is not a valid integer"),
-        (["run", "small.yaml", "--seed", "-1"], "error: --seed: must be at least 0 (got -1); raise it"),
-        (["run", "smal.yaml"], "error: smal.yaml: cannot be read: No such file or directory; did you mean small.yaml?"),
-        (
-            ["run", "small.yaml", "--policy", "fxed"],
-            "--policy: no such policy (got 'fxed'); did you mean fixed?",
-        ),
-        (["run", "small.yaml", "--policy", "own.py:None"], "error: --policy: own.py has no subclass"),
-        (["run", "small.yaml", "--policy", "own.py:Odd"], "error: own.py:15: the policy cannot be made: NameError"),
-        (
-            ["run", "small.yaml", "--policy", "own.py:Broken"],
-            "error: own.py:13 policy Broken at 0.805641 s: seats() failed: NameError: name 'forgotten' is not defined; "
-            "mend the line: return forgotten",
-        ),
-        (["run", "small.yaml", "--set", "engine.max_num_seq=4"], "did you mean max_num_seqs?"),
-        (["run", "small.yaml", "--set", "seed"], "error: --set seed: must be a dotted key, =, and a value"),
-        (["run", "small.yaml", "-o", "small.yaml"], "error: -o small.yaml: small.yaml is a file, not a folder"),
-        (["run", "small.yaml", "-o", "small.yaml/deep"], "small.yaml is a file, not a folder; name another folder"),
-        (
-            ["run", "small.yaml", "-o", "/proc/nothing"],
-            "error: -o /proc/nothing: /proc cannot be written to: No such file or directory",
-        ),
-        (
-            ["compare", "small.yaml"],
-            "compare: needs at least two policies, profiles, routers or versions of vLLM",
-        ),
-        (["compare", "small.yaml", "--policy", "fixt"], "--policy: no such policy (got 'fixt'); did you mean fixed?"),
-        (["compare", "small.yaml", "--policy", "fixed"], "for example: --policy fixed --policy adaptive"),
-        (["compare", "small.yaml", "--policy", "fixed", "--policy", "fixed"], "error: --policy: is named twice"),
-        (["compare", "small.yaml", "--profile", "a.json", "--profile", "b"], "error: "),
+        ("rnu", "No such command 'rnu'. Did you mean 'run'?"),
+        ("run", "Missing argument 'FILE'"),
+        ("run small.yaml --polcy x", "No such option"),
+        ("run small.yaml --seed x", "'x' is not a valid integer"),
+        ("run small.yaml --seed -1", "error: --seed: must be at least 0 (got -1); raise it"),
+        ("run smal.yaml", "error: smal.yaml: cannot be read: No such file or directory; did you mean small.yaml?"),
+        ("run small.yaml --policy fxed", "--policy: no such policy (got 'fxed'); did you mean fixed?"),
+        ("run small.yaml --policy own.py:None", "error: --policy: own.py has no subclass"),
+        ("run small.yaml --policy own.py:Odd", "error: own.py:15: the policy cannot be made: NameError"),
+        ("run small.yaml --policy own.py:Broken", f"error: own.py:13 policy Broken at 0.805641 s: {BROKEN}"),
+        ("run small.yaml -o small.yaml/deep", "small.yaml is a file, not a folder; name another folder"),
+        ("compare small.yaml", "compare: needs at least two policies, profiles, routers or versions of vLLM"),
+        ("compare small.yaml --policy fixed", "for example: --policy fixed --policy adaptive"),
+        ("compare small.yaml --policy fixed --policy fixed", "error: --policy: is named twice"),
+        ("compare small.yaml --profile a.json --profile b", "error: "),
     ],
-    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_mistakes_end_with_2_and_write_nothing(
-    arguments: list[str], message: str, folder: Path, capsys: pytest.CaptureFixture[str]
+    words: str, message: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(*arguments) == 2
+    assert run(*words.split()) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert message in printed.err
@@ -224,15 +189,25 @@ def test_a_wrong_file_through_the_installed_command(folder: Path) -> None:
     assert done.stderr == "error: wrong.yaml:10:1 sede: unknown key (got 3); did you mean seed?\n"
 
 
-@pytest.mark.parametrize("words", ["run small.yaml", "profiles list", "scenarios list", "--help"])
-def test_reader_that_leaves_early_is_no_error(words: str, folder: Path) -> None:
+@pytest.fixture
+def nobody() -> Iterator[int]:
+    """Where to write so that nobody reads."""
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "simbatch", *words.split()]
-    done = subprocess.run(command, cwd=folder, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    yield writer
     os.close(writer)
+
+
+@pytest.mark.parametrize("words", ["run small.yaml", "profiles list", "scenarios list", "--help"])
+def test_reader_that_leaves_early_is_no_error(words: str, folder: Path, nobody: int) -> None:
+    done = simbatch(*words.split(), cwd=folder, stdout=nobody, stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (BROKEN_PIPE, "")
     assert (folder / "results" / "small" / "summary.json").exists() == words.startswith("run")
+
+
+def test_nobody_reads_what_is_wrong(folder: Path, nobody: int) -> None:
+    """As `simbatch run small.yam 2>&1 | head`: the exit code still says it."""
+    assert simbatch("run", "x.yaml", cwd=folder, stderr=nobody).returncode == 2
 
 
 def test_a_checkout_that_hides_the_installed_package_says_so() -> None:
@@ -246,51 +221,78 @@ def test_a_checkout_that_hides_the_installed_package_says_so() -> None:
     )
 
 
-def test_nobody_reads_what_is_wrong(folder: Path) -> None:
-    """As `simbatch run small.yam 2>&1 | head`: the exit code still says it."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    done = subprocess.run([sys.executable, "-m", "simbatch", "run", "x.yaml"], cwd=folder, stderr=writer, check=False)
-    os.close(writer)
-    assert done.returncode == 2
+def test_help_imports_nothing_heavy() -> None:
+    heavy = ("numpy", "pydantic", "matplotlib", "pyarrow", "scipy", "simpy", "rich", "yaml", "pandas")
+    code = (
+        "import sys\nfrom simbatch.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        f"print([name for name in {heavy} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert all(name in done.stdout for name in ("run", "compare", "trace", "profiles", "policies", "schema"))
 
 
-def test_schema_in_the_repository_is_the_one_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    """But for policies that are newer than it: a policy is one file and its test; `make docs` is for releases."""
-    assert run("schema") == 0
-    printed, kept = json.loads(capsys.readouterr().out), json.loads((ROOT / "scenarios" / "schema.json").read_text())
-    known, there = (content["properties"]["policy"].pop("anyOf") for content in (kept, printed))
-    assert kept == printed, "make docs"
-    assert [policy for policy in known if policy not in there] == [], "make docs"
+def test_every_command_has_its_help_line_and_its_own_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in cli.list_commands(None):  # type: ignore[arg-type]
+        assert run(name, "--help") == 0
+        assert f"Usage: simbatch {name}" in capsys.readouterr().out
 
 
-def test_the_page_of_policies_is_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("policies", "--markdown") == 0
-    printed = capsys.readouterr().out.split("\n## ")
-    kept = (ROOT / "docs" / "policies.md").read_text().split("\n## ")
-    assert [section for section in kept if section.strip() not in map(str.strip, printed)] == [], "make docs"
-    assert len(kept) > 14
+def test_without_a_command_help_and_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run() == 2
+    assert "Commands" in capsys.readouterr().err
 
 
-def test_schema_knows_every_key_of_the_scenarios(capsys: pytest.CaptureFixture[str]) -> None:
-    from simbatch.sim.scenario.problems import Hints
+@pytest.mark.parametrize(
+    ("raised", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (OSError(28, "No space left on device", "results/x"), 2, "error: results/x: No space left on device"),
+        (MemoryError(), 2, "error: not enough memory"),
+    ],
+    ids=["interrupt", "disk", "memory"],
+)
+def test_other_ends(raised: BaseException, code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise raised
 
-    assert run("schema") == 0
-    hints = Hints(json.loads(capsys.readouterr().out))
-    checked = 0
+    assert exit_code_of(command) == code
+    assert capsys.readouterr().err.startswith(message)
 
-    def check(path: tuple[str | int, ...], value: object, data: object) -> None:
-        nonlocal checked
-        if isinstance(value, dict):
-            known = hints.known_keys(path, data)
-            if path[-1:] in (("priorities",), ("sweep",)):
-                return
-            for key, child in value.items():
-                assert key in known, (path, key)
-                checked += 1
-                check((*path, key), child, data)
 
-    for file in (ROOT / "scenarios").glob("*.yaml"):
-        data = yaml.safe_load(file.read_text())
-        check((), data, data)
-    assert checked > 50
+def test_a_bug_of_ours_keeps_its_traceback() -> None:
+    def command() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        exit_code_of(command)
+
+
+def test_policies_are_listed_with_their_source_and_told_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("policies") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    first = [line.split()[0] for line in lines if not line.startswith(" ")]
+    assert first == sorted(first)
+    assert {"fixed", "vllm"} <= {*first}
+    assert "(FastServe)" in " ".join(lines)
+    assert run("policies", "show", "nobody") == 2
+    assert run("routers", "show", "random") == run("policies", "show", "fixed") == 0
+    out = capsys.readouterr().out
+    assert "fixed  (continuous and static batching)" in out
+    assert "batch_size: whole number from 1, default 32" in out
+    assert run("policies", "--json") == 0
+    listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    for name, policy in listed.items():
+        assert "Source:" in policy["description"], name
+        assert all(parameter["description"] for parameter in policy["parameters"].values()), name
+    assert {"adaptive", "fixed", "priority", "vllm"} <= listed.keys()
+    assert listed["adaptive"]["parameters"]["max_batch_size"]["default"] == 64
+
+
+def test_profiles_are_listed_by_gpu_and_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("profiles", "list", "--gpu", "NVIDIA H100 80GB HBM3", "--model", "Llama-3.1-70b", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {facts["gpu"] for facts in found} == {"h100"}
+    assert {facts["model"].rsplit("/", 1)[-1] for facts in found} == {"Llama-3.1-70B"}

@@ -1,7 +1,5 @@
 """Results are not lost: a folder a mode, what was replaced is said, and targets are checked before the work."""
 
-from __future__ import annotations
-
 import json
 import os
 import threading
@@ -20,11 +18,11 @@ from simbatch.cli.tune import _mode
 from simbatch.sim.scheduler.config import NEWEST
 from simbatch.sim.search import sweep as sweep_module
 from tests import exit_code as run
+from tests import traffic
 
-LEN = {"distribution": "fixed", "mean": 20}
 SCENARIO: dict[str, Any] = {
     "profile": {"num_gpu_blocks": 1000, "step_time": {"base_s": 0.01}},
-    "workload": {"num_prompts": 20, "request_rate": 8, "prompt_len": LEN, "output_len": LEN},
+    "workload": traffic(20, 20, 20, request_rate=8),
     "slo": {"ttft_ms": 200},
     "seed": 3,
 }
@@ -163,6 +161,22 @@ def test_a_folder_at_a_file_s_name_is_seen_before_the_work(
     Path("out/summary.csv").mkdir(parents=True)
     assert run("sweep", "small.yaml", *SEATS, "-o", "out") == 2
     assert "out/summary.csv: is a folder, and a file of the results has its name" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["profile --roofline config.json h100", "estimate config.json --gpu h100"])
+def test_an_estimate_that_was_replaced_is_said_once(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = {"hidden_size": 512, "intermediate_size": 1024, "num_attention_heads": 8, "num_hidden_layers": 2}
+    model = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": 1000,
+        "max_position_embeddings": 2048,
+        **shape,
+    }
+    Path("config.json").write_text(json.dumps(model))
+    for times_replaced in (0, 1):
+        assert run(*command.split(), "-o", "new.json") == 0
+        assert capsys.readouterr().err.count("replaced new.json of ") == times_replaced
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="a folder that nobody can write to, not even root")

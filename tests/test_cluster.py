@@ -1,7 +1,5 @@
 """Several replicas behind a router: what a lone engine says, stepping and leaping, what theory says, and failures."""
 
-from __future__ import annotations
-
 import copy
 import random
 from dataclasses import replace
@@ -230,9 +228,9 @@ def test_lost_work_is_counted_and_done_again() -> None:
     """Every token is computed once by who ends, and once more for each that was lost."""
     for is_async in (False, True):
         case = two_engines(40, async_scheduling=is_async)
-        whole = case.run(ROUTERS.load("least_requests", {}, folder=Path()))
+        whole = case.run(router("least_requests"))
         case.events = [Switch(300 * MS, False, 1), Switch(600 * MS, True, 1)]
-        record = case.run(ROUTERS.load("least_requests", {}, folder=Path()))
+        record = case.run(router("least_requests"))
         assert record.num_sent_again > 2
         assert (record.requests.status == FINISHED).all()
         assert (record.requests.num_output_tokens == 50).all()
@@ -245,7 +243,7 @@ def test_lost_work_is_counted_and_done_again() -> None:
 def test_requests_wait_where_every_replica_is_down() -> None:
     case = two_engines(10)
     case.events = [Switch(50 * MS, False, 0), Switch(60 * MS, False, 1), Switch(3 * S, True, 1), Switch(4 * S, True, 0)]
-    requests = case.run(ROUTERS.load("round_robin", {}, folder=Path())).requests
+    requests = case.run(router("round_robin")).requests
     assert (requests.status == FINISHED).all()
     assert (requests.scheduled_ps >= 3 * S).all()
     assert (requests.replica == 1).all()
@@ -254,7 +252,7 @@ def test_requests_wait_where_every_replica_is_down() -> None:
 def test_a_drained_replica_ends_what_it_has() -> None:
     case = two_engines(40)
     case.events = [Switch(300 * MS, False, 1, True), Switch(S, True, 1, True)]
-    record = case.run(ROUTERS.load("least_requests", {}, folder=Path()))
+    record = case.run(router("least_requests"))
     assert record.num_sent_again == record.num_lost_tokens == 0
     where, arrival_ps = record.requests.replica, record.requests.arrival_ps
     assert (where[arrival_ps < 300 * MS] == 1).any()

@@ -3,8 +3,6 @@
 What sessions felt: times to finish, with and without thinking, turn by turn, and what was computed again.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +44,14 @@ BASE: dict[str, Any] = {
     "slo": {"ttft_ms": 500},
     "seed": 3,
 }
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Of two replicas."""
+    path = tmp_path / "x.yaml"
+    path.write_text(json.dumps(BASE | {"cluster": {"replicas": 2}}))
+    return path
 
 
 def scenario(**cluster: Any) -> Scenario:
@@ -119,11 +125,10 @@ def test_a_mixed_fleet_has_an_engine_for_each_group() -> None:
 def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "x.yaml"
     file.write_text(json.dumps(BASE))
-    command = ["run", str(file), "-o", str(tmp_path / "out"), "--json", "--set", "cluster.replicas=3"]
-    assert run(*[*command, "--router", "session"]) == 0
+    assert run("run", file, "-o", tmp_path / "out", "--json", "--set", "cluster.replicas=3", "--router", "session") == 0
     cluster = json.loads(capsys.readouterr().out)["simbatch"]["cluster"]
     assert (cluster["router"]["name"], cluster["num_replicas"]) == ("session", 3)
-    assert run(*["run", str(file), "--router", "random"]) == 2
+    assert run("run", file, "--router", "random") == 2
     assert "--router: the scenario has one engine" in capsys.readouterr().err
 
 
@@ -137,16 +142,14 @@ def test_a_router_of_ones_own(tmp_path: Path) -> None:
         simulate(own)
 
 
-def test_validate_knows_one_engine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "x.yaml"
-    file.write_text(json.dumps(BASE | {"cluster": {"replicas": 2}}))
-    assert run(*["validate", str(file), "--recorded", str(file)]) == 2
+def test_validate_knows_one_engine(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("validate", file, "--recorded", file) == 2
     assert "simbatch validate knows one engine, and no cluster" in capsys.readouterr().err
 
 
-def test_routers_and_replicas_are_compared_and_swept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "x.yaml"
-    file.write_text(json.dumps(BASE | {"cluster": {"replicas": 2}}))
+def test_routers_and_replicas_are_compared_and_swept(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     routers = ["--router", "random", "--router", "least_requests"]
     assert run("compare", str(file), *routers, "-o", str(tmp_path / "compared"), "--json") == 0
     compared = json.loads(capsys.readouterr().out)
@@ -200,11 +203,8 @@ def test_the_figures_of_three_sessions(record: RunRecord) -> None:
     assert ours["later_cached_tokens_share"] == 96 / 250
     assert ours["num_recomputed_tokens"] == 16 + 16
     assert ours["recomputed_tokens_share"] == 32 / 270
-    assert [(row["turn"], row["num_requests"], row["completed"]) for row in ours["turns"]] == [
-        (0, 3, 2),
-        (1, 3, 3),
-        (2, 1, 1),
-    ]
+    turns = [(row["turn"], row["num_requests"], row["completed"]) for row in ours["turns"]]
+    assert turns == [(0, 3, 2), (1, 3, 3), (2, 1, 1)]
     assert [row["cached_tokens_share"] for row in ours["turns"]] == [0, 48 / 150, 48 / 100]
 
 

@@ -1,26 +1,27 @@
-"""Candidates side by side: the table, its rows, who is the same as whom."""
-
-from __future__ import annotations
+"""Candidates side by side: the table, its rows, who is the same as whom; differences over seeds and their verdicts."""
 
 import csv
 import json
+import pickle
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from PIL import Image
+from scipy import stats
 
 from simbatch import Scenario, simulate
-from simbatch.sim.errors import UserError
+from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.metrics.columns import SloLimits
-from simbatch.sim.metrics.run_figures import Metric
+from simbatch.sim.metrics.registry import HIGHER, LOWER, Metric
 from simbatch.sim.plugins.policy import POLICIES
 from simbatch.sim.report import style
-from simbatch.sim.report.compare import Comparison
+from simbatch.sim.report.compare import Comparison, ReplicatedComparison
 from simbatch.sim.report.result import Result
-from simbatch.sim.results.runs import MetricRow
-from tests import exit_code
+from simbatch.sim.results import Experiment
+from simbatch.sim.results.runs import Difference, MetricRow
+from tests import drawn, exit_code, lengths, traffic
 from tests.results_records import MS, Toy, back_to_back, build, facts
 
 
@@ -104,18 +105,14 @@ def test_files_read_back(comparison, tmp_path):
     with written[1].open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert float(next(row for row in rows if row["metric"] == "mean_itl_ms")["adaptive"]) == 10
-    with Image.open(written[2]) as image:
-        image.load()
-        assert image.width == 1320
+    assert drawn(written[2]).width == 1320
 
 
 def test_a_picture_of_many_candidates_of_which_some_served_nobody(tmp_path):
     results = {f"candidate {i}": candidate("fixed", 10 + i) for i in range(9)}
     results["nobody"] = Result(build([], []), facts(slo=SloLimits(ttft_ms=50)))
     written = Comparison(results).save(tmp_path)
-    with Image.open(written[2]) as image:
-        image.load()
-        assert image.height > 1000
+    assert drawn(written[2]).height > 1000
 
 
 def test_nothing_to_compare_is_an_error():
@@ -123,16 +120,68 @@ def test_nothing_to_compare_is_an_error():
         Comparison({})
 
 
+def replicated(steps_ms: dict[str, Sequence[int]], **settings: Any) -> ReplicatedComparison:
+    first = Comparison({name: candidate(name, steps[0]) for name, steps in steps_ms.items()})
+    experiment: Experiment[str] = Experiment()
+    for name, steps in steps_ms.items():
+        for seed, step in enumerate(steps):
+            experiment.add(name, seed, candidate(name, step).summary)
+    return ReplicatedComparison(experiment, **settings, first=first)
+
+
+STEPS_MS: dict[str, Sequence[int]] = {"a": (20, 24, 28), "b": (10, 13, 15), "c": (20, 25, 27)}
+
+
+def test_bonferroni_widens_so_that_all_hold_together() -> None:
+    each, together = replicated(STEPS_MS), replicated(STEPS_MS, bonferroni=True)
+    [alone] = [row for row in each.differences if row[0].metric.key == "mean_itl_ms"]
+    [joint] = [row for row in together.differences if row[0].metric.key == "mean_itl_ms"]
+    assert [difference.verdict for difference in alone] == ["better", "no difference shown"]
+    for one, wide in zip(alone, joint, strict=True):
+        ratio = wide.interval.half_width / one.interval.half_width
+        assert ratio == pytest.approx(stats.t.ppf(1 - 0.025 / 2, 2) / stats.t.ppf(0.975, 2))
+    assert "The 2 intervals of a metric hold together at 95 % (Bonferroni)" in together.text().replace("\n  ", " ")
+    assert "see --bonferroni" in each.text().replace("\n  ", " ")
+
+
+def test_a_picture_of_three_and_one_without_anything_to_draw(tmp_path: Path) -> None:
+    one_run: dict[str, Sequence[int]] = {"a": (20,) * 3, "b": (30,) * 3}
+    for name, steps in {"three": STEPS_MS, "one run": one_run}.items():
+        written = replicated(steps).save(tmp_path / name)
+        [picture] = [path for path in written if path.name == "differences.png"]
+        assert drawn(picture).width == 990
+
+
+@pytest.mark.parametrize(
+    ("better", "other", "verdict"),
+    [
+        (LOWER, [2.0, 3.1, 4.0], "worse"),
+        (HIGHER, [2.0, 3.1, 4.0], "better"),
+        (None, [2.0, 3.1, 4.0], "higher"),
+        (LOWER, [0.0, 1.1, 1.9], "better"),
+        (None, [0.0, 1.1, 1.9], "lower"),
+        (LOWER, [1.0, 2.0, 3.0], "no difference shown"),
+        (LOWER, [0.0, 2.0, 4.0], "no difference shown"),
+        (LOWER, [None, None, 4.0], "not measured"),
+        (LOWER, [2.0, 3.1, None], "worse"),
+    ],
+)
+def test_verdicts(better: str | None, other: list[float | None], verdict: str) -> None:
+    difference = Difference.of(Metric("m", "M", better), ("a", [1.0, 2.0, 3.0]), ("b", other), 0.8, None)
+    assert difference.verdict == verdict
+    assert difference.as_dict()["num_pairs"] == (0 if verdict == "not measured" else 3 - other.count(None))
+
+
+def test_a_mistake_that_another_process_finds_reads_the_same() -> None:
+    error = UserError(Problem("a.yaml:1:1 x", "is wrong", mend="mend it"), Problem("b", "is wrong", 3))
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
 ROOT = Path(__file__).parents[1]
 SCENARIO: dict[str, Any] = {
     "profile": {"num_gpu_blocks": 60, "step_time": {"base_s": 0.01, "per_decode_seq_s": 0.001}},
     "engine": {"max_model_len": 900},
-    "workload": {
-        "num_prompts": 80,
-        "request_rate": 12,
-        "prompt_len": {"distribution": "fixed", "mean": 20},
-        "output_len": {"distribution": "lognormal", "mean": 20, "cv": 0.5, "max": 100},
-    },
+    "workload": traffic(80, 20, 20, request_rate=12) | {"output_len": lengths(20, 0.5) | {"max": 100}},
     "seed": 3,
 }
 THREE = ("--policy", "vllm", "--policy", "static", "--policy", "priority", "--policy", "memory_aware")

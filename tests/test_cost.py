@@ -162,25 +162,26 @@ def test_blocks_are_the_ones_that_vllm_resolved_and_follow_the_settings(rtx4090)
     assert 2588 - blocks == -(-less_bytes // (16 * 131072)) or 2588 - blocks == less_bytes // (16 * 131072)
     assert rtx4090.num_gpu_blocks_for(0.9, "auto", 16, of_run._replace(max_num_seqs=1024)) < 2588
     assert rtx4090.memory.weights_bytes == 2 * 8_030_261_248
-    assert (
-        rtx4090.memory.kv_bytes_per_token == 2 * 32 * 8 * 128 * 2
-    )  # keys and values, layers, KV heads, head dim, bf16
+    # keys and values, layers, KV heads, head dim, bf16
+    assert rtx4090.memory.kv_bytes_per_token == 2 * 32 * 8 * 128 * 2
 
 
 @pytest.mark.parametrize(
-    ("gpu", "total_gib", "seqs", "tokens"),
+    ("gpu", "total_gib", "seqs", "tokens", "largest_graph"),
     [
-        ("rtx4090", 23.5, 256, 2048),
-        ("l40s", 44.5, 256, 2048),
-        ("a100", 79.2, 256, 2048),
-        ("h100", 79.1, 1024, 8192),
-        ("h200", 139.8, 1024, 8192),
-        ("b200", 178.0, 1024, 16384),
+        ("rtx4090", 23.5, 256, 2048, 512),
+        ("l40s", 44.5, 256, 2048, 512),
+        ("a100", 79.2, 256, 2048, 512),
+        ("h100", 79.1, 1024, 8192, 512),
+        ("h200", 139.8, 1024, 8192, 512),
+        ("b200", 178.0, 1024, 16384, 1024),  # a data center's Blackwell
     ],
 )
-def test_default_limits_follow_the_gpus_memory(content, gpu, total_gib, seqs, tokens):
+def test_default_limits_follow_the_gpu_and_its_memory(content, gpu, total_gib, seqs, tokens, largest_graph):
     profile = with_memory(content, gpu, total_gib)
     assert (profile.default_max_num_seqs, profile.default_max_num_batched_tokens) == (seqs, tokens)
+    assert profile.default_max_capture_size == largest_graph
+    assert with_memory(content, "cpu", 64).default_max_capture_size == 0
 
 
 def test_a_file_is_taken_from_the_scenarios_folder(tmp_path, content):

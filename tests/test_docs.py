@@ -1,8 +1,7 @@
-"""README and docs say what the code does: snippets, commands, recorded outputs, and the names of what there is."""
-
-from __future__ import annotations
+"""README, docs and schema say what the code does: snippets, commands, recorded outputs, names of what there is."""
 
 import io
+import json
 import re
 import shlex
 import shutil
@@ -12,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -20,7 +20,8 @@ import yaml
 from simbatch import Scenario
 from simbatch.cli import cli
 from simbatch.sim.engine import leap
-from simbatch.sim.scenario.reading.document import parse_document
+from simbatch.sim.scenario.document import parse_document
+from simbatch.sim.scenario.problems import Hints
 from simbatch.sim.tuning import recommend_cases
 from simbatch.sim.tuning.recommend_cases import USE_CASES
 from tests import run_command
@@ -30,7 +31,14 @@ README = "README.md"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 OWN_FILE = re.compile(r"Put this into `([\w.]+)`:\n\n```\w+\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").iterdir())
-OWN_POLICY = "from simbatch import Policy\n\n\nclass MyPolicy(Policy):\n    pass\n"
+TEXTS = [README, *(page for page in PAGES if page.endswith(".md"))]
+FEWER = {  # the last of an option given twice counts; all of it in this process, where it is shortened
+    r"^simbatch (run|compare|explain|sweep|tune) ": "--set workload.num_prompts=50",
+    r"^simbatch (compare|sweep|tune|recommend|plan) ": "--jobs 1",
+    r" --replications ": "--replications 2",
+    r"^simbatch plan ": "--seconds 10 --no-bands --gpus h100",
+    r"^simbatch policies check ": "--cases 10",
+}
 
 
 def blocks(page: str) -> Iterator[tuple[str, str, str | None]]:
@@ -48,15 +56,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(ROOT / "scenarios", tmp_path / "scenarios")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "agg")
-    (tmp_path / "mine.py").write_text(OWN_POLICY)
-    for file, text in re.findall(
-        r"Put this into `([\w.]+)`:\n\n```\w+\n(.*?)^```$", read(README), re.DOTALL | re.MULTILINE
-    ):
+    for file, text in OWN_FILE.findall(read(README)):
         (tmp_path / file).write_text(text)
-    requests = "".join(f"2024-05-10 00:00:{i:02}.000000+00:00,{100 + i},{10 + i}\n" for i in range(20))
-    (tmp_path / "MODEL").mkdir()
-    shutil.copy(ROOT / "parity" / "model" / "config.json", tmp_path / "MODEL")
-    (tmp_path / "TRACE.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n" + requests)
     return tmp_path
 
 
@@ -79,9 +80,7 @@ def commands(page: str) -> list[str]:
 
 
 def test_the_readme_links_every_page() -> None:
-    pages = {
-        path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").iterdir() if path.suffix in (".md", ".ipynb")
-    }
+    pages = {page for page in PAGES if page.endswith((".md", ".ipynb"))}
     assert pages - set(re.findall(r"\]\((docs/[\w.-]+)", read(README))) == set()
 
 
@@ -98,10 +97,10 @@ def test_the_engine_page_has_the_table_and_every_invariant_its_test() -> None:
     for name, cell in rows:
         assert tests >= set(re.findall(r"`(test_\w+)`", cell)) != set(), name
     files = {*re.findall(r"`(\w+\.py)`", page.split("## The life")[0])}
-    assert files == {path.name for path in (ROOT / "sim" / "engine").glob("*.py")} - {"shown.py", "step.py"}
+    assert files == {path.name for path in (ROOT / "sim" / "engine").glob("*.py")}
 
 
-@pytest.mark.parametrize("page", [README, *(page for page in PAGES if page.endswith(".md"))])
+@pytest.mark.parametrize("page", TEXTS)
 def test_links_lead_to_a_page_and_its_heading(page: str) -> None:
     for target, anchor in re.findall(r"\]\(([\w./-]*)(?:#([\w-]+))?\)", read(page)):
         there = (ROOT / page).parent / target if target else ROOT / page
@@ -155,12 +154,8 @@ def test_commands_do_what_the_page_says(
     short = {name: replace(case, num_prompts=60) for name, case in USE_CASES.items()}
     monkeypatch.setattr(recommend_cases, "USE_CASES", short)
     for command in commands(page):
-        words = [word.replace("FILE", "scenarios/bursty.yaml") for word in shlex.split(command)[1:]]
-        few = {"run", "compare", "explain", "sweep", "tune"}
-        fewer = ["--set", "workload.num_prompts=50"] if words[0] in few else []
-        fewer += ["--seconds", "10", "--no-bands", "--gpus", "h100"] if words[0] == "plan" else []
-        fewer += ["--jobs", "1"] if words[0] == "recommend" else []
-        done = run_command(capsys, *words, *fewer)
+        fewer = " ".join(words for pattern, words in FEWER.items() if re.search(pattern, command))
+        done = run_command(capsys, *shlex.split(f"{command} {fewer}")[1:])
         assert (done.code, done.err.startswith("error")) == (0, False), command
 
 
@@ -193,7 +188,7 @@ def test_contributing_lists_every_room_of_the_simulator() -> None:
     assert rooms - names(read("CONTRIBUTING.md")) == set()
 
 
-@pytest.mark.parametrize("page", [README, *(page for page in PAGES if page.endswith(".md"))])
+@pytest.mark.parametrize("page", TEXTS)
 def test_commands_on_a_page_are_there_with_their_flags(page: str) -> None:
     """Those of blocks and those in a sentence, run or not."""
     flags = {
@@ -210,3 +205,49 @@ def test_commands_on_a_page_are_there_with_their_flags(page: str) -> None:
         assert path is not None or words[0] in cli.list_commands(click.Context(cli)) or words[0][0] == "-", line
         shown = set(re.findall(r"(?<=\s)--?[a-z][a-z-]*", command))
         assert path is None or shown <= flags[path] | {"--help"}, line
+
+
+@pytest.fixture
+def schema(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    """What `simbatch schema` prints."""
+    printed: dict[str, Any] = json.loads(run_command(capsys, "schema").out)
+    return printed
+
+
+def test_the_schema_in_the_repository_is_the_one_printed(schema: dict[str, Any]) -> None:
+    """But for policies that are newer than it: a policy is one file and its test; `make docs` is for releases."""
+    kept = json.loads(read("scenarios/schema.json"))
+    known, there = (content["properties"]["policy"].pop("anyOf") for content in (kept, schema))
+    assert kept == schema, "make docs"
+    assert [policy for policy in known if policy not in there] == [], "make docs"
+
+
+def test_the_schema_describes_every_engine_setting(schema: dict[str, Any]) -> None:
+    settings, workload = (schema["$defs"][name]["properties"] for name in ("EngineSettings", "Workload"))
+    assert {"max_num_seqs", "max_num_batched_tokens", "kv_cache_dtype", "batching"} <= settings.keys()
+    assert all(setting.get("description") for setting in (*settings.values(), *workload.values()))
+
+
+def test_the_schema_knows_every_key_of_the_scenarios(schema: dict[str, Any]) -> None:
+    hints, checked = Hints(schema), 0
+
+    def check(path: tuple[str | int, ...], value: object, data: object) -> None:
+        nonlocal checked
+        if isinstance(value, dict) and path[-1:] not in (("priorities",), ("sweep",)):
+            known = hints.known_keys(path, data)
+            for key, child in value.items():
+                assert key in known, (path, key)
+                checked += 1
+                check((*path, key), child, data)
+
+    for file in (ROOT / "scenarios").glob("*.yaml"):
+        data = yaml.safe_load(file.read_text())
+        check((), data, data)
+    assert checked > 50
+
+
+def test_the_page_of_policies_is_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    printed = run_command(capsys, "policies", "--markdown").out.split("\n## ")
+    kept = read("docs/policies.md").split("\n## ")
+    assert [section for section in kept if section.strip() not in map(str.strip, printed)] == [], "make docs"
+    assert len(kept) > 14

@@ -1,7 +1,5 @@
 """docs/reference.md names every key, column, command and flag, and no other."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from itertools import product
@@ -18,8 +16,8 @@ from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.metrics.columns import SESSION_COLUMNS
 from simbatch.sim.metrics.registry import REGISTRY, SESSIONS
 from simbatch.sim.results.files import run_facts
+from simbatch.sim.scenario.document import parse_plain
 from simbatch.sim.scenario.engine import EngineSettings
-from simbatch.sim.scenario.reading.syntax import parse_plain
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.workload.model import Prefix, Workload
 from simbatch.sim.workload.trace_model import TRACE_FORMATS, Trace

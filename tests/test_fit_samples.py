@@ -1,7 +1,5 @@
 """`simbatch fit` of a samples file: what it reads, what was planted in it is given back, and its errors."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
@@ -48,9 +46,8 @@ def test_held_out_error_and_noise_floor_are_those_of_the_noise(noise):
         assert getattr(error, regime).mape == pytest.approx(MEAN_ABSOLUTE * noise, rel=0.15)
     for regime in ("decode", "prefill"):
         assert error.noise_floor[regime] == pytest.approx(MEAN_ABSOLUTE * noise, rel=0.15)
-    assert error.decode.num_steps + error.prefill.num_steps + error.mixed.num_steps == len(
-        made_samples(episodes=120).fitted()
-    )
+    num_steps = error.decode.num_steps + error.prefill.num_steps + error.mixed.num_steps
+    assert num_steps == len(made_samples(episodes=120).fitted())
 
 
 def test_a_fit_that_cannot_be_right_says_so():
@@ -92,9 +89,8 @@ def test_a_suspended_machine_is_left_out_and_said():
     place = next(i for i, step in enumerate(samples.steps) if not step.is_canary)
     samples.steps[place] = samples.steps[place]._replace(duration_s=7200.0)
     fitted = fit_samples(samples)
-    assert any(
-        note.startswith(f"1 of {len(samples.fitted())} steps took more than 50") for note in fitted.profile.notes
-    )
+    said = f"1 of {len(samples.fitted())} steps took more than 50"
+    assert any(note.startswith(said) for note in fitted.profile.notes)
     whole = fit_samples(made_samples()).profile.error
     assert fitted.profile.error.decode.mape == pytest.approx(whole.decode.mape, rel=0.02)
     assert len(fitted.data) == len(made_samples().fitted()) - 1
@@ -257,9 +253,6 @@ def test_steps_of_which_no_form_makes_a_step_time_are_refused_in_one_sentence():
 
     samples = made_samples()
     data, forms = measured(samples), forms_for(samples.engine)
-    assert choose(data, {"none": nothing, "table": forms["table"]}).chosen == {
-        "decode": "table",
-        "mixed": "table",
-    }
+    assert choose(data, {"none": nothing, "table": forms["table"]}).chosen == {"decode": "table", "mixed": "table"}
     with pytest.raises(UserError, match="gives a step that takes no time"):
         choose(data, {"none": nothing})

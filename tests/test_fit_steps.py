@@ -1,21 +1,15 @@
 """Fits of steps: what was planted in two-regime times and in a recorder's file is given back."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from benchmarks.planted import recorder_back as given_back
 from benchmarks.planted import recorder_differences as differences
 from benchmarks.planted import served, server, write_recorded
-from simbatch.cli.fit import fit
-from simbatch.cli.profiles import show
-from simbatch.cli.run import run as run_command
 from simbatch.profiler.fit.choose import REGIMES, figures, judge, judge_bands
 from simbatch.profiler.fit.recorder import fit_recorder
 from simbatch.profiler.fit.recorder.host import errors_of, gaps_of
@@ -26,6 +20,7 @@ from simbatch.profiler.records import concatenate, predict_s
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.step_time import TwoRegimeStepTime
 from simbatch.sim.errors import UserError
+from tests import run_command, traffic
 
 FACTS = {
     **{"model": "org/Small-1B", "gpu": "h100", "quantisation": "bf16", "kv_cache_dtype": "bfloat16"},
@@ -82,34 +77,30 @@ def written(path: Path, seed: int = 0, **facts: Any) -> Path:
     return path
 
 
-def test_the_command_writes_a_profile_that_runs(tmp_path: Path) -> None:
+def test_the_command_writes_a_profile_that_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = written(tmp_path / "steps.jsonl", **FACTS, num_gpu_blocks=70000)
     output = tmp_path / "mine.json"
-    result = CliRunner().invoke(fit, [str(path), "-o", str(output)])
-    assert result.exit_code == 0, result.output
-    assert "device, held out" in result.output
-    assert "not told: front end" in result.output
+    done = run_command(capsys, "fit", path, "-o", output)
+    assert done.code == 0, done.err
+    assert "device, held out" in done.out
+    assert "not told: front end" in done.out
     profile = load_profile(str(output), folder=Path())
     assert profile.name == "mine"
     assert profile.num_gpu_blocks_for() == 70000
     scenario = tmp_path / "s.yaml"
-    lengths = "prompt_len: {distribution: fixed, mean: 100}, output_len: {distribution: fixed, mean: 20}"
-    scenario.write_text(f"profile: {output}\nworkload: {{num_prompts: 50, request_rate: 5, {lengths}}}\n")
-    ran = CliRunner().invoke(run_command, [str(scenario), "-o", str(tmp_path / "out"), "--json"])
-    assert ran.exit_code == 0, ran.output
-    told = CliRunner().invoke(show, [str(output)])
-    assert "recorder's files" in told.output
-    as_json = CliRunner().invoke(fit, [str(path), "--json"])
-    assert json.loads(as_json.stdout)["name"] == "h100-small-1b-bf16-measured"
-    assert json.loads(as_json.stdout)["recorder"]["steps"] > 500
+    scenario.write_text(json.dumps({"profile": str(output), "workload": traffic(50, 100, 20, request_rate=5)}))
+    assert run_command(capsys, "run", scenario, "-o", tmp_path / "out").code == 0
+    assert "recorder's files" in run_command(capsys, "profiles", "show", output).out
+    fitted = json.loads(run_command(capsys, "fit", path, "--json").out)
+    assert fitted["name"] == "h100-small-1b-bf16-measured"
+    assert fitted["recorder"]["steps"] > 500
 
 
 def test_a_file_without_facts_takes_the_nearest_profiles_memory(tmp_path: Path) -> None:
     path = written(tmp_path / "steps.jsonl")
-    found = fit_recorder([path], nearest="h100-llama-3.1-8b-bf16")
-    assert (
-        found.profile.num_gpu_blocks_for() == load_profile("h100-llama-3.1-8b-bf16", folder=Path()).num_gpu_blocks_for()
-    )
+    nearest = "h100-llama-3.1-8b-bf16"
+    found = fit_recorder([path], nearest=nearest).profile
+    assert found.num_gpu_blocks_for() == load_profile(nearest, folder=Path()).num_gpu_blocks_for()
 
 
 def test_a_device_that_is_done_before_its_launch_returns_has_no_tail(tmp_path: Path) -> None:

@@ -3,8 +3,6 @@
 How sure such a fit is: few episodes claim little.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,15 +11,12 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from benchmarks.planted import Planted, planted, streams_of
 from benchmarks.planted import stream_differences as differences
 from benchmarks.planted import streams_back as given_back
 from benchmarks.stream_fit import SHARED, chosen, errors, write_runs
 from simbatch import Scenario, simulate
-from simbatch.cli.fit import fit
-from simbatch.cli.profiles import show
 from simbatch.profiler.fit.facts import of_name
 from simbatch.profiler.fit.streams import fit_streams, num_parts
 from simbatch.profiler.fit.streams.episodes import Decode, FittedEpisodes
@@ -44,7 +39,7 @@ from simbatch.sim.errors import UserError
 from simbatch.sim.streams import Streams, rebuild_steps
 from simbatch.sim.streams.batches import batches_of, infer_budget
 from simbatch.sim.streams.judge import judge
-from tests import run_command
+from tests import run_command, traffic
 from tests.bench_files import vllm_of_streams
 
 STREAMS = SHARED / "streams"
@@ -143,21 +138,23 @@ def test_a_context_price_is_what_batches_agree_on() -> None:
     assert not apart.is_told
 
 
-def test_the_command_writes_a_profile_that_runs(files: list[Path], tmp_path: Path) -> None:
+def test_the_command_writes_a_profile_that_runs(
+    files: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     target = tmp_path / "mine.json"
-    done = CliRunner().invoke(fit, [*map(str, files), "-o", str(target)], catch_exceptions=False)
-    assert done.exit_code == 0
+    done = run_command(capsys, "fit", *files, "-o", target)
+    assert done.code == 0
     for text in ("the others alone", "not told by these streams:", "to know more:", "max_num_batched_tokens 8,192"):
-        assert text in done.output
-    shown = CliRunner().invoke(show, [str(target)], catch_exceptions=False).output
+        assert text in done.out
+    shown = run_command(capsys, "profiles", "show", target).out
     for text in ("fitted from the streams of 2 results", "150 requests, at most", "of it", "streams.not told"):
         assert text in shown
     profile = load_profile(str(target), folder=tmp_path)
     assert profile.streams.runs[0].requests == 150
+    assert profile.streams.taken.keys() >= {"max_num_seqs", "launch piecewise"}  # not said, and at most 16 ran
     assert profile.default_max_num_batched_tokens == 8192
-    workload = {"num_prompts": 20, "request_rate": 2}
-    lengths = {f"{name}_len": {"distribution": "fixed", "mean": 50} for name in ("prompt", "output")}
-    summary = simulate(Scenario.from_dict({"profile": str(target), "workload": {**workload, **lengths}})).summary
+    workload = traffic(20, 50, 50, request_rate=2)
+    summary = simulate(Scenario.from_dict({"profile": str(target), "workload": workload})).summary
     assert summary["simbatch"]["profile"]["error"].startswith("fitted from the streams of 2 results (300 requests")
     assert summary["simbatch"]["engine"]["max_num_batched_tokens"] == 8192
 
@@ -225,11 +222,9 @@ def slower(content: dict[str, Any], times: float) -> dict[str, Any]:
 
 def test_graphs_end_where_the_engine_s_do(files: list[Path]) -> None:
     """At twice the seats; with 512 a launch of 200 tokens was taken for one in pieces, and 96 % off."""
-    known, unknown = fit_streams(files, max_num_seqs=48), fit_streams(files)
-    assert [each.parts.priors.max_capture for each in (known, unknown)] == [96, 512]
-    for each, is_said in ((known, True), (unknown, False)):
-        assert ("max_num_seqs" in each.profile.streams.taken) != is_said
-        assert is_said or "launch piecewise" in each.profile.streams.taken  # at most 16 ran
+    known = fit_streams(files, max_num_seqs=48)
+    assert known.parts.priors.max_capture == 96
+    assert "max_num_seqs" not in known.profile.streams.taken
 
 
 def test_a_budget_that_the_steps_contradict_is_refused(files: list[Path]) -> None:

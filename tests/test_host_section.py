@@ -1,7 +1,5 @@
 """Host and front end of a profile: from the file to what the engine takes, whose they are, and seeded draws."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,22 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from simbatch import Scenario, UserError, simulate
+from simbatch import Scenario, UserError
 from simbatch.sim.cost.by_name import load_profile, profile_json, shipped_text
 from simbatch.sim.cost.host import FrontEndTimes, HostTimes, LaunchDraws, LaunchTimes
 from simbatch.sim.cost.sections import Spread
 from simbatch.sim.scenario import resolve
-from tests import exit_code, run_command
+from tests import exit_code, run_command, traffic
 from tests.made_samples import FRONT_END, HOST
 
 US = 10**6  # ps
 INLINE = {"num_gpu_blocks": 1000, "step_time": {"base_s": 0.01}}
-WORKLOAD = {
-    "num_prompts": 5,
-    "request_rate": 5,
-    "prompt_len": {"distribution": "fixed", "mean": 100},
-    "output_len": {"distribution": "fixed", "mean": 20},
-}
+WORKLOAD = traffic(5, 100, 20, request_rate=5)
 
 
 def scenario(profile: Any, folder: Path = Path(), **sections: Any) -> Scenario:
@@ -138,28 +131,24 @@ def test_the_flag_does_the_same_and_the_result_says_whose_host_it_is(
     assert f"host:\n  from: {folder / 'measured.json'}\n" in (folder / "out" / "scenario.yaml").read_text()
 
 
+NEITHER = "has neither a host nor a front_end section"
+
+
 @pytest.mark.parametrize(
-    ("arguments", "answer"),
+    ("flag", "answer"),
     [
-        (
-            ["--host", "bare.json"],
-            "error: --host: the profile bare-host has neither a host nor a front_end section (got 'bare.json'); name",
-        ),
-        (["--host", "h100"], "error: --host: neither a shipped profile nor a file (got 'h100'); "),
-        (["--host", "empty.json"], "error: --host: the profile empty has neither a host nor a front_end section (got "),
-        (["--host", "wrong.json"], "wrong.json host.lag_s: must be at least 0 (got -1); raise it"),
-        (["--host", "no.json"], "no.json: no such file; check the path"),
-        (
-            ["--set", "host=measured.json"],
-            "error: --set host: must be a mapping that names a profile (got 'measured.json'); "
-            "write host: {from: measured.json}",
-        ),
-        (["--set", "host.of=measured.json"], "error: --set host.of: unknown key (got 'measured.json'); "),
+        ("--host bare.json", f"error: --host: the profile bare-host {NEITHER} (got 'bare.json'); name"),
+        ("--host h100", "error: --host: neither a shipped profile nor a file (got 'h100'); "),
+        ("--host empty.json", f"error: --host: the profile empty {NEITHER} (got "),
+        ("--host wrong.json", "wrong.json host.lag_s: must be at least 0 (got -1); raise it"),
+        ("--host no.json", "no.json: no such file; check the path"),
+        ("--set host=measured.json", "must be a mapping that names a profile (got 'measured.json'); write host: "),
+        ("--set host.of=measured.json", "error: --set host.of: unknown key (got 'measured.json'); "),
     ],
 )
 @pytest.mark.usefixtures("folder")
-def test_a_wrong_host_is_named(arguments: list[str], answer: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code("run", "x.yaml", *arguments) == 2
+def test_a_wrong_host_is_named(flag: str, answer: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_code("run", "x.yaml", *flag.split()) == 2
     assert answer in capsys.readouterr().err
 
 
@@ -173,10 +162,7 @@ def test_draws_are_those_that_were_recorded() -> None:
     assert [[drawn.launch_ps(10**9, kind) for kind in kinds] for drawn in (draws(), draws(replica=1))] == RECORDED
 
 
-RECORDED = [
-    [562408447, 977459729, 1078887939, 1000360131],
-    [1018341064, 1051348865, 677154541, 954705834],
-]
+RECORDED = [[562408447, 977459729, 1078887939, 1000360131], [1018341064, 1051348865, 677154541, 954705834]]
 
 
 def test_the_jth_launch_takes_the_jth_draw_of_whichever_kind() -> None:
@@ -184,10 +170,8 @@ def test_the_jth_launch_takes_the_jth_draw_of_whichever_kind() -> None:
     in_turn = [first.launch_ps(10**9, ("piecewise", "none")[i % 2]) for i in range(100)]
     alone = [second.launch_ps(10**9, "piecewise") for _ in range(100)]
     assert in_turn[::2] == alone[::2]
-    # both tables are linear: 0.9 to 1.1 is a fifth as wide as 0.5 to 1.5
-    assert np.array(in_turn[1::2]) - 10**9 == pytest.approx(
-        (np.array(alone[1::2]) - 10**9) / 5, abs=60
-    )  # 2 ** -24 of 1 ms
+    # both tables are linear: 0.9 to 1.1 is a fifth as wide as 0.5 to 1.5; 60 ps are 2 ** -24 of 1 ms
+    assert np.array(in_turn[1::2]) - 10**9 == pytest.approx((np.array(alone[1::2]) - 10**9) / 5, abs=60)
 
 
 def test_launches_take_their_mean_on_average_and_are_as_wide_as_the_spread() -> None:
@@ -221,19 +205,14 @@ def test_draws_come_with_the_run_unless_switched_off() -> None:
     assert resolve(scenario(INLINE | {"host": no_spread})).host_noise() is None
 
 
+NO_PREFILLS = "a graph's launch has no prefills, so there is no per_prefill_s: base_s and per_seq_s alone"
+NOT_1 = "the mean ratio must be 1, not 0.8500: divide every ratio by that"
+OLDER_HOST = "is the older word for host.admit.base_s, and there is a section host too: remove it (got"
+OLDER_FRONT = "is the older word for front_end.network_s, and there is a section front_end too: remove it"
 WRONG = [
-    (
-        {"host": {"launch": {"graph": {"base_s": -1}}}},
-        "host.launch.graph.base_s: must be at least 0 (got -1); raise it",
-    ),
-    (
-        {"host": {"launch": {"graph": {"per_prefill_s": 0.1}}}},
-        "host.launch.graph: a graph's launch has no prefills, so there is no per_prefill_s: base_s and per_seq_s alone",
-    ),
-    (
-        {"host": {"launch": {"piecewise": {"per_sec_s": 1}}}},
-        "host.launch.piecewise.per_sec_s: unknown key (got 1); did",
-    ),
+    ({"host": {"launch": {"graph": {"base_s": -1}}}}, "host.launch.graph.base_s: must be at least 0 (got -1)"),
+    ({"host": {"launch": {"graph": {"per_prefill_s": 0.1}}}}, f"host.launch.graph: {NO_PREFILLS}"),
+    ({"host": {"launch": {"piecewise": {"per_sec_s": 1}}}}, "host.launch.piecewise.per_sec_s: unknown key (got 1)"),
     ({"host": {"launch": {"eager": {}}}}, "host.launch.eager: unknown key"),
     ({"host": {"lag_s": 3400}}, "host.lag_s: must be at most 60 (got 3400); lower it"),
     ({"host": {"tail_s": float("nan")}}, "host.tail_s: must be a finite number"),
@@ -241,23 +220,14 @@ WRONG = [
     ({"host": {"admit": {"per_prompt_token_s": 1.5}}}, "host.admit.per_prompt_token_s: must be at most 1 (got 1.5)"),
     ({"host": 3}, "host: must be an object with keys (got 3)"),
     ({"host": {"source": 3}}, "host.source: must be text (got 3); put it in quotes"),
-    (
-        {"host": {"spread": {"none": {"share": [0, 1], "ratio": [0.5, 1.2]}}}},
-        "host.spread.none: the mean ratio must be 1, not 0.8500: divide every ratio by that",
-    ),
+    ({"host": {"spread": {"none": {"share": [0, 1], "ratio": [0.5, 1.2]}}}}, f"host.spread.none: {NOT_1}"),
     ({"host": {"spread": {"none": {"share": [0, 0.5], "ratio": [1, 1]}}}}, "host.spread.none: share must rise from 0"),
     ({"host": {"spread": {"none": {"share": [0, 1], "ratio": [2, 0]}}}}, "host.spread.none.ratio[1]: must be above 0"),
     ({"host": {"spread": {"decode": {}}}}, "host.spread.decode: unknown key"),
     ({"front_end": {"per_chunks_s": 0.1}}, "front_end.per_chunks_s: unknown key (got 0.1); did you mean per_chunk_s?"),
     ({"front_end": {"network_s": -0.1}}, "front_end.network_s: must be at least 0 (got -0.1)"),
-    (
-        {"host": {}, "request_overhead_s": 0.001},
-        "request_overhead_s: is the older word for host.admit.base_s, and there is a section host too: remove it (got",
-    ),
-    (
-        {"front_end": {}, "client_overhead_s": 0.001},
-        "client_overhead_s: is the older word for front_end.network_s, and there is a section front_end too: remove it",
-    ),
+    ({"host": {}, "request_overhead_s": 0.001}, f"request_overhead_s: {OLDER_HOST}"),
+    ({"front_end": {}, "client_overhead_s": 0.001}, f"client_overhead_s: {OLDER_FRONT}"),
     ({"step_time": {"base_s": 1, "padded": 1}}, "step_time.padded: must be true or false (got 1)"),
 ]
 
@@ -282,10 +252,3 @@ def test_profiles_show_tells_the_figures_and_where_they_were_measured(
     assert "host.launch.piecewise.base_s 0.0163" in shown
     assert "host.spread.none 0.9 to 1.1 times the mean" in shown
     assert "front_end from somewhere (it does not say)" in shown
-
-
-def test_the_same_seed_gives_the_same_bytes_with_a_host(tmp_path: Path) -> None:
-    profile = INLINE | {"host": HOST, "front_end": FRONT_END}
-    for name in "ab":
-        simulate(scenario(profile)).save(tmp_path / name)
-    assert (tmp_path / "a" / "summary.json").read_bytes() == (tmp_path / "b" / "summary.json").read_bytes()

@@ -1,7 +1,5 @@
 """`simbatch init`: a `vllm serve` command becomes a scenario that runs, or one clear sentence."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -75,6 +73,7 @@ def test_what_is_written_runs_at_once_and_says_what_is_assumed(capsys: pytest.Ca
     assert "AN EXAMPLE, since no traffic was given" in text
     assert "sk-1" not in text + said
     few = Scenario.load("made.yaml").override({"workload.num_prompts": 20})
+    assert few.model == LLAMA
     assert simulate(few).summary["completed"] == 20
 
 

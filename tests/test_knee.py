@@ -1,7 +1,5 @@
 """The Pareto set and its knee."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

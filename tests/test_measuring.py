@@ -9,50 +9,27 @@ from types import SimpleNamespace
 
 import pytest
 
+from simbatch.cli.profile import left_text
 from simbatch.profiler.profile import Files
 from simbatch.profiler.profile.batches import BatchShape, Lived, batch_sizes, knee, row_of
-from simbatch.profiler.profile.measure import check_not_begun, open_samples
-from simbatch.profiler.profile.memory import memory_table, planned_memory, utilisation
+from simbatch.profiler.profile.measure import Budget, check_not_begun, open_samples
+from simbatch.profiler.profile.predicted import memory_table, planned_memory, utilisation
 from simbatch.profiler.profile.sections import joined_ways, way_of
-from simbatch.profiler.profile.stopping import Budget, left_text
 from simbatch.profiler.records.lines import STEP_TIMES, RecordedRequest, RecordedStep, durations_s, entries_of
-from simbatch.profiler.records.samples import Admission, BatchEntry, EngineFacts, StepSample, read_samples
+from simbatch.profiler.records.samples import Admission, BatchEntry, StepSample, read_samples
 from simbatch.profiler.server.client import Flight
-from simbatch.profiler.server.start import (
-    REQUIREMENT,
-    TESTED,
-    VERSIONS,
-    EngineOptions,
-    failed_start,
-)
+from simbatch.profiler.server.start import REQUIREMENT, TESTED, VERSIONS, EngineOptions, failed_start
 from simbatch.serving.engine_facts import quantisation_name
 from simbatch.sim.errors import UserError
+from tests.made_samples import ENGINE
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "tests" / "vllm" / "models"
 
 
 def facts(**changes):
-    given = {
-        "model": "tiny",
-        "architecture": {},
-        "gpu": "cpu",
-        "gpu_name": "a CPU",
-        "total_bytes": 2**30,
-        "quantisation": "bf16",
-        "kv_cache_dtype": "bfloat16",
-        "tensor_parallel_size": 1,
-        "vllm_version": "0.32.0",
-        "gpu_memory_utilization": 0.9,
-        "max_num_seqs": 32,
-        "max_num_batched_tokens": 512,
-        "max_model_len": 4096,
-        "block_size": 16,
-        "num_gpu_blocks": 101,
-        "kv_bytes_per_token": 1024,
-        "kv_cache_bytes": 101 * 16 * 1024,
-    }
-    return EngineFacts(**given | changes)
+    blocks = {"block_size": 16, "num_gpu_blocks": 101, "kv_bytes_per_token": 1024, "kv_cache_bytes": 101 * 16 * 1024}
+    return ENGINE.model_copy(update={"total_bytes": 2**30, "max_model_len": 4096, **blocks, **changes})
 
 
 def recorded(schedule_s, updated_s, num_decodes=1, prefills=(), **more):
@@ -103,9 +80,8 @@ def test_the_way_of_a_batch_by_hand():
     more = [recorded(1.5, 2.0, 0, [(0, 20)] * 4), recorded(2.0, 3.0, 4), recorded(3.0, 4.0, 4)]
     assert way_of(twice, more, requests, 20).chunk_s == pytest.approx(0.02)
     assert way_of(flights, more, requests, 20) is None  # chunks were merged
-    assert joined_ways([way, way_of(twice, more, requests, 20)]) == pytest.approx(
-        {"network_s": 0.21, "per_chunk_s": 0.02}
-    )
+    joined = joined_ways([way, way_of(twice, more, requests, 20)])
+    assert joined == pytest.approx({"network_s": 0.21, "per_chunk_s": 0.02})
     assert joined_ways([]) == {}
 
 

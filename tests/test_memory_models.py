@@ -253,23 +253,3 @@ def test_memory_by_batch_as_a_table_and_a_picture(tmp_path, capsys):
     assert rows[1].endswith("fits")
     assert rows[3].endswith("above 21.64 GiB")
     assert (tmp_path / "memory.png").read_bytes()[:4] == b"\x89PNG"
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["google/gemma-9", "--gpu", "h100"], "near it: google/gemma-2-2"),
-        (["Qwen/Qwen3-8B", "--gpu", "h100", "--assume", "Lama"], "is no architecture that is known"),
-        (["Qwen/Qwen3-8B", "--gpu", "h100", "--kv-cache-dtype", "fp8_ds_mla"], "for models with MLA only"),
-        (["Qwen/Qwen3-8B", "--gpu", "h100", "--quantization", "compressed-tensors"], "write int4 or fp8"),
-        (["Qwen/Qwen3-8B", "--memory", "24"], "as 24GiB"),
-        (["Qwen/Qwen3-8B", "--gpu", "h100", "--vllm-version", "new"], "must be a version of vLLM"),
-        (["Qwen/Qwen3-8B", "--gpu", "h100", "--batches", "1"], "needs the lengths of the requests"),
-        (["--gpu", "h100", "--list", "--context", "much"], "must be a number of tokens"),
-        (["Qwen/Qwen3-8B", "--gpu", "h100", "--list"], "--list takes a GPU alone"),
-    ],
-)
-def test_mistakes_say_what_to_do(words, message, capsys):
-    code, out, err = out_of(capsys, *words)
-    assert (code, out) == (2, "")
-    assert message in err

@@ -1,16 +1,12 @@
 """Shapes, parameters and quantisation of models by config.json, and what a package and the roofline make of them."""
 
-from __future__ import annotations
-
 import json
 import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from simbatch.cli import cli
 from simbatch.profiler.importers import import_profile
 from simbatch.profiler.importers.source import ImportRequest, StepLimits, sample_steps
 from simbatch.profiler.model.config import model_config_of, read_model_config
@@ -19,6 +15,7 @@ from simbatch.profiler.records import predict_s
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.gpus import gpu_of
 from simbatch.sim.errors import UserError
+from tests import run_command
 from tests.made_samples import LLAMA_8B, llama, published
 from tests.test_profile_import import LINK
 
@@ -218,27 +215,24 @@ def test_a_wrong_datasheet_says_what_is_wrong(spec, said):
         gpu_of(None, spec)
 
 
-def test_estimate_takes_a_name_and_any_gpu_and_writes_what_it_shows(tmp_path):
+def test_estimate_takes_a_name_and_any_gpu_and_writes_what_it_shows(tmp_path, capsys):
     out = tmp_path / "mine.json"
     spec = "memory=24GiB,bandwidth=936GB/s,bf16_flops=71T,name=mycard"
-    arguments = ["estimate", "Qwen/Qwen3-8B", "--gpu-spec", spec, "--quantization", "awq", "-o", str(out)]
-    shown = CliRunner().invoke(cli, arguments)
-    assert shown.exit_code == 0, shown.output
+    shown = run_command(capsys, "estimate", "Qwen/Qwen3-8B", "--gpu-spec", spec, "--quantization", "awq", "-o", out)
+    assert shown.code == 0, shown.err
     profile = load_profile(str(out), folder=Path())
     assert (profile.name, profile.is_estimate) == ("mycard-qwen3-8b-awq", True)
     assert profile.host.assumed
     assert profile.command == (f"simbatch estimate Qwen/Qwen3-8B --gpu-spec {spec} --quantization awq -o mine.json")
-    assert "roofline: the shortest step" in shown.output
+    assert "roofline: the shortest step" in shown.out
 
 
-def test_estimate_from_a_measured_profile_is_what_profiles_estimate_was(tmp_path):
+def test_estimate_from_a_measured_profile_is_what_profiles_estimate_was(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_8B))
     base = ["--base", "rtx4090-llama-3.1-8b-bf16", "--quantization", "awq", "-o"]
-    new = ["estimate", str(tmp_path), *base, str(tmp_path / "new.json")]
-    old = ["profiles", "estimate", "--model-config", str(tmp_path / "config.json"), *base, str(tmp_path / "old.json")]
-    for arguments in (new, old):
-        assert CliRunner().invoke(cli, arguments).exit_code == 0
+    new = ["estimate", tmp_path, *base, tmp_path / "new.json"]
+    old = ["profiles", "estimate", "--model-config", tmp_path / "config.json", *base, tmp_path / "old.json"]
+    assert [run_command(capsys, *arguments).code for arguments in (new, old)] == [0, 0]
     first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("new", "old"))
     assert first["step_time"] == second["step_time"]
-    refused = CliRunner().invoke(cli, [*new, "--gpu", "h100"])
-    assert "is the measured profile's own" in str(refused.exception)
+    assert "is the measured profile's own" in run_command(capsys, *new, "--gpu", "h100").err

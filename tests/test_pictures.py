@@ -31,6 +31,7 @@ from simbatch.sim.tuning.space import Space, axes_of
 from simbatch.sim.tuning.tune_files import draw, picture_axes
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.traces.statistics import describe
+from tests.made_scenarios import uniform
 
 SEATS, RATE = "engine.max_num_seqs", "workload.request_rate"
 LENGTHS = {"distribution": "lognormal", "mean": 40, "cv": 0.8}
@@ -167,9 +168,8 @@ def test_a_timeline_shows_who_was_preempted(drawn: list[Figure], tmp_path: Path)
     assert result.summary["simbatch"]["num_preemptions"] > 0
     run_pictures.write_timeline(tmp_path / "timeline.png", result)
     waiting = drawn[0].axes[1]
-    assert texts(waiting.get_legend().get_texts()) == [
-        f"of them preempted ({result.summary['simbatch']['num_preemptions']:,} preemptions)"
-    ]
+    num_preemptions = result.summary["simbatch"]["num_preemptions"]
+    assert texts(waiting.get_legend().get_texts()) == [f"of them preempted ({num_preemptions:,} preemptions)"]
     everyone, *_, preempted = (filled.get_paths()[0].vertices[:, 1].max() for filled in waiting.collections)
     assert 0 < preempted <= everyone
     run_pictures.write_timeline(tmp_path / "timeline.png", simulate(SCENARIO.override({RATE: 0.1})))
@@ -191,12 +191,8 @@ NUM_REQUESTS = 60
 TIMELINE_SCENARIO: dict[str, Any] = {
     "profile": "h100-llama-3.1-8b-bf16-measured",
     "engine": {"num_gpu_blocks_override": 600, "max_model_len": 4096, "max_num_seqs": 32},
-    "workload": {
-        "num_prompts": NUM_REQUESTS,
-        "request_rate": 40,
-        "prompt_len": {"distribution": "uniform", "min": 20, "max": 900},
-        "output_len": {"distribution": "uniform", "min": 1, "max": 120},
-    },
+    "workload": {"num_prompts": NUM_REQUESTS, "request_rate": 40, "prompt_len": uniform(20, 900)}
+    | {"output_len": uniform(1, 120)},
     "cluster": {"replicas": 2, "router": {"name": "least_requests"}},
 }
 

@@ -13,39 +13,13 @@ from pydantic import ValidationError
 
 from simbatch.policies import EngineView, Plan, Policy, RequestView
 from simbatch.policies.testing import RULES, PolicyError, check_policy
-from simbatch.sim.cost.model import LinearCost
-from simbatch.sim.engine import run
-from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.errors import UserError
 from simbatch.sim.plugins.policy import POLICIES
-from simbatch.sim.scheduler.config import EngineConfig
-from tests.engine_cases import MS, ListSource, Row
+from tests.engine_cases import Row
+from tests.made_scenarios import all_at_once, in_order, serve
 from tests.test_cli import run as simbatch
 
 HERE = Path(__file__).parent
-
-
-def serve(policy: Policy, rows: list[Row], **settings: Any) -> RunRecord:
-    """Steps of 10 ms plus 1 ms a decode; 16 seats."""
-    config = EngineConfig(
-        **{
-            "max_num_seqs": 16,
-            "max_num_batched_tokens": 256,
-            "max_model_len": 256,
-            "num_gpu_blocks": 1000,
-            "enable_prefix_caching": False,
-            **settings,
-        }
-    )
-    return run(config, LinearCost(10 * MS, 0, MS, 0), policy, ListSource(rows), steps=True)
-
-
-def batch_sizes(record: RunRecord) -> list[int]:
-    return [len(row.scheduled) for row in record.steps or []]
-
-
-def all_at_once(n: int, output: int = 5) -> list[Row]:
-    return [(0, 4, output, 0, ()) for _ in range(n)]
 
 
 class TestOwnPolicies:
@@ -58,40 +32,31 @@ class TestOwnPolicies:
         policy = POLICIES.load("mine.py:Shortest", {"limit": 5}, folder=tmp_path)
         assert policy.parameters() == {"limit": 5}
         rows: list[Row] = [(0, n, 2, 0, ()) for n in (9, 3, 6)]
-        record = serve(policy, rows, max_num_seqs=1)
-        assert record.requests.scheduled_ps.argsort().tolist() == [1, 2, 0]
+        assert in_order(serve(policy, rows, max_num_seqs=1)) == [1, 2, 0]
 
     @pytest.mark.parametrize(
-        ("source", "message"),
+        ("method", "answer", "message"),
         [
-            (
-                "def order(self, request):\n        return 1 / 0",
-                r"mine.py:4 policy Mine at .*order\(\) failed: ZeroDivisionError",
-            ),
-            ("def seats(self, engine):\n        return 0", r"seats\(\) must be .* \(got 0\)"),
-            ("def seats(self, engine):\n        return 17", r"policy Mine at 0\.0.* s: seats\(\) .* \(16\) \(got 17\)"),
-            ("def seats(self, engine):\n        return 2.5", r"seats\(\) must be a whole number"),
-            (
-                "def token_budget(self, engine):\n        return 10**6",
-                r"token_budget\(\) must be .* max_num_batched_tokens",
-            ),
-            ("def reject(self, request, engine):\n        return True", r"reject\(\) must return why, in words"),
-            ("def order(self, request):\n        return None", r"order\(\) must return values that can be compared"),
-            ("def order(self, request):\n        return float('nan')", r"order\(\) must return values that can be"),
-            ("def order(self, request):\n        return {}", r"order\(\) must return values that can be compared"),
-            (
-                "def order(self, request):\n        return 1 if request.request_id == '0' else 'b'",
-                r"order\(\) must return values that can be compared with each other \(got 'b'\)",
-            ),
-            ("def victim(self, running):\n        return None", r"victim\(\) must return one of the running requests"),
+            ("order", "1 / 0", r"mine.py:4 policy Mine at .*order\(\) failed: ZeroDivisionError"),
+            ("seats", "0", r"seats\(\) must be .* \(got 0\)"),
+            ("seats", "17", r"policy Mine at 0\.0.* s: seats\(\) .* \(16\) \(got 17\)"),
+            ("seats", "2.5", r"seats\(\) must be a whole number"),
+            ("token_budget", "10**6", r"token_budget\(\) must be .* max_num_batched_tokens"),
+            ("reject", "True", r"reject\(\) must return why, in words"),
+            ("order", "None", r"order\(\) must return values that can be compared"),
+            ("order", "float('nan')", r"order\(\) must return values that can be"),
+            ("order", "{}", r"order\(\) must return values that can be compared"),
+            ("order", "1 if request.request_id == '0' else 'b'", r"be compared with each other \(got 'b'\)"),
+            ("victim", "None", r"victim\(\) must return one of the running requests"),
         ],
     )
-    def test_a_broken_one_is_named_with_its_rule(self, tmp_path: Path, source: str, message: str) -> None:
+    def test_a_broken_one_is_named_with_its_rule(self, tmp_path: Path, method: str, answer: str, message: str) -> None:
+        of = {"reject": "request, engine", "order": "request", "victim": "running"}.get(method, "engine")
+        source = f"def {method}(self, {of}):\n        return {answer}"
         (tmp_path / "mine.py").write_text(f"from simbatch.policies import Policy\nclass Mine(Policy):\n    {source}\n")
         policy = POLICIES.load("mine.py:Mine", {}, folder=tmp_path)
-        rows: list[Row] = [(0, 60, 40, 0, ()), (0, 60, 40, 0, ())]
         with pytest.raises(UserError, match=message):
-            serve(policy, rows, num_gpu_blocks=10, max_model_len=128)
+            serve(policy, [(0, 60, 40, 0, ())] * 2, num_gpu_blocks=10, max_model_len=128)
 
     def test_rejecting_on_arrival(self) -> None:
         class Picky(Policy):
@@ -109,7 +74,7 @@ class TestOwnPolicies:
             def token_budget(self, engine: EngineView) -> int:
                 return self.tokens
 
-        record = serve(SmallSteps(tokens=6), [(0, 20, 3, 0, ()), (0, 20, 3, 0, ())])
+        record = serve(SmallSteps(tokens=6), [(0, 20, 3, 0, ())] * 2)
         assert all(sum(n for _, n, _ in row.scheduled) <= 6 for row in record.steps or [])
         assert (record.requests.status == 0).all()
 
@@ -161,15 +126,9 @@ def test_every_policy_that_ships_keeps_to_the_rules(name: str, seed: int) -> Non
     checked = check_policy(name, num_cases=1, seed=seed)
     assert checked.num_requests > 0
     kind = POLICIES.find(name, folder=HERE)
-    assert set(RULES) - set(checked.rules) == {
-        rule
-        for rule, free in {
-            "work conservation": kind.overrides("hold"),
-            "starvation": kind().starvation_bound_s() is None,
-            "spans": kind.overrides("plan"),
-        }.items()
-        if free
-    }
+    free = {"work conservation": kind.overrides("hold"), "spans": kind.overrides("plan")}
+    free["starvation"] = kind().starvation_bound_s() is None
+    assert set(RULES) - set(checked.rules) == {rule for rule, is_free in free.items() if is_free}
 
 
 @pytest.mark.parametrize("parameters", [{"max_overtaking_s": 0.5}, {"predictor_error": 0.0}])

@@ -8,21 +8,19 @@ adaptive: its decisions by hand, and where Clipper's AIMD settles (NSDI 2017, se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
 
-from simbatch import Result, Scenario, simulate
+from simbatch import Result
 from simbatch.policies.adaptive import Adaptive
 from simbatch.policies.fixed import Fixed
 from simbatch.policies.static import Static
 from simbatch.sim.engine.record import RunRecord
 from tests.engine_cases import MS, Row
-from tests.sweep_cases import lognormal, serving, under
-from tests.test_policies import all_at_once, batch_sizes, serve
+from tests.made_scenarios import all_at_once, batch_sizes, fixed, lognormal, serve, serving, under
 
 
 class TestFixedDecisions:
@@ -40,11 +38,12 @@ class TestFixedDecisions:
 
 
 class TestFixedSource:
+    LENGTHS: ClassVar = {"prompt_len": lognormal(200, 0.5, 1000), "output_len": lognormal(100, 0.5, 500)}
+
     def test_each_doubling_serves_more_by_less_and_costs_latency(self) -> None:
         """Nearly double at first, when the weights are what a step reads; next to nothing when it computes."""
-        lengths = {"prompt_len": lognormal(200, 0.5, 1000), "output_len": lognormal(100, 0.5, 500)}
         for seed in range(2):
-            scenario = serving("rtx4090-llama-3.1-8b-bf16", 300, None, seed=seed, **lengths)
+            scenario = serving("rtx4090-llama-3.1-8b-bf16", 300, None, seed=seed, **self.LENGTHS)
             results = [under(scenario, "fixed", batch_size=2**i).summary for i in range(8)]
             served = [summary["output_throughput"] for summary in results]
             gains = [after / before for before, after in pairwise(served)]
@@ -57,8 +56,7 @@ class TestFixedSource:
 
     def test_more_seats_than_requests_change_nothing(self) -> None:
         """At a load that 32 seats carry, the seats beyond stay empty."""
-        lengths = {"prompt_len": lognormal(200, 0.5, 1000), "output_len": lognormal(100, 0.5, 500)}
-        scenario = serving("rtx4090-llama-3.1-8b-bf16", 300, 2, **lengths)
+        scenario = serving("rtx4090-llama-3.1-8b-bf16", 300, 2, **self.LENGTHS)
         small, right, large = (under(scenario, "fixed", batch_size=n).summary for n in (2, 32, 128))
         assert small["mean_e2el_ms"] > 5 * right["mean_e2el_ms"]
         assert large["mean_e2el_ms"] == right["mean_e2el_ms"]
@@ -93,8 +91,7 @@ class TestByHand:
         assert starts_ms(record) == [0, 54, 54, 54 + 10 + 4 * 12]
 
 
-@dataclass
-class Load:
+class Load(NamedTuple):
     """Means over two seeds."""
 
     batch_size: float
@@ -105,22 +102,11 @@ class Load:
 def load(request_rate: float, num_prompts: int, **parameters: float) -> Load:
     rows = []
     for seed in range(2):
-        scenario = Scenario.from_dict(
-            {
-                "profile": "h100-llama-3.1-8b-bf16",
-                "seed": seed,
-                "engine": {"batching": "static"},
-                "policy": {"name": "static", **parameters},
-                "workload": {
-                    "num_prompts": num_prompts,
-                    "request_rate": request_rate,
-                    "prompt_len": {"distribution": "fixed", "mean": 200},
-                    "output_len": {"distribution": "fixed", "mean": 50},
-                },
-            }
-        )
-        result = simulate(scenario)
-        summary, ours = result.summary, result.summary["simbatch"]
+        lengths = {"prompt_len": fixed(200), "output_len": fixed(50)}
+        engine = {"batching": "static"}
+        scenario = serving("h100-llama-3.1-8b-bf16", num_prompts, request_rate, seed=seed, engine=engine, **lengths)
+        summary = under(scenario, "static", **parameters).summary
+        ours = summary["simbatch"]
         per_busy_s = summary["request_throughput"] / ours["device_busy_share"]
         rows.append((ours["batch_size"]["mean"], per_busy_s, summary["mean_e2el_ms"] / 1000))
     return Load(*np.mean(rows, axis=0))
@@ -129,9 +115,7 @@ def load(request_rate: float, num_prompts: int, **parameters: float) -> Load:
 class TestDelayedBatching:
     """Clipper's figure of delayed batching, and Triton's dynamic batcher: fuller batches for later answers."""
 
-    def test_a_longer_delay_makes_fuller_batches_that_serve_more_per_busy_second_and_answer_later(
-        self,
-    ) -> None:
+    def test_a_longer_delay_makes_fuller_batches_that_serve_more_per_busy_second_and_answer_later(self) -> None:
         """At 8 requests a second; one batch of 50 tokens lasts 0.3 s, of one request or of thirty."""
         found = [load(8, 200, max_delay_s=delay_s) for delay_s in (0.0, 0.5, 1.0, 2.0)]
         for before, after in pairwise(found):
@@ -205,6 +189,7 @@ class TestAdaptiveSource:
     """Everybody wants service at once, and TPOT must stay under 30 ms."""
 
     TARGET_MS = 30.0
+    LENGTHS: ClassVar = {"prompt_len": lognormal(200, 0.5, 1000), "output_len": lognormal(150, 0.5, 500)}
 
     def settled(self, result: Result) -> tuple[float, float, float]:
         """Of the second half to finish: tokens a second, mean TPOT (ms), share over the target."""
@@ -218,8 +203,7 @@ class TestAdaptiveSource:
     @pytest.mark.parametrize("growth", ["additive", "multiplicative"])
     @pytest.mark.parametrize("seed", range(2))
     def test_it_settles_under_the_target_and_far_above_a_small_batch(self, growth: str, seed: int) -> None:
-        lengths = {"prompt_len": lognormal(200, 0.5, 1000), "output_len": lognormal(150, 0.5, 500)}
-        scenario = serving("rtx4090-llama-3.1-8b-bf16", 1500, None, seed=seed, **lengths)
+        scenario = serving("rtx4090-llama-3.1-8b-bf16", 1500, None, seed=seed, **self.LENGTHS)
         small, large = (self.settled(under(scenario, "fixed", batch_size=n)) for n in (4, 128))
         parameters = {"target_tpot_ms": self.TARGET_MS, "max_batch_size": 128, "growth": growth}
         served, tpot_ms, missed = self.settled(under(scenario, "adaptive", **parameters))
@@ -228,8 +212,7 @@ class TestAdaptiveSource:
         assert served > 5 * small[0]
 
     def test_a_laxer_target_makes_larger_batches(self) -> None:
-        lengths = {"prompt_len": lognormal(200, 0.5, 1000), "output_len": lognormal(150, 0.5, 500)}
-        scenario = serving("rtx4090-llama-3.1-8b-bf16", 800, None, **lengths)
+        scenario = serving("rtx4090-llama-3.1-8b-bf16", 800, None, **self.LENGTHS)
         served = [
             self.settled(under(scenario, "adaptive", target_tpot_ms=ms, max_batch_size=128))[0] for ms in (20, 30, 45)
         ]

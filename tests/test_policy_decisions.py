@@ -15,7 +15,7 @@ from simbatch.sim.engine.record import REJECTED
 from simbatch.sim.errors import UserError
 from simbatch.sim.scheduler.decisions import predicted_length
 from tests.engine_cases import MS, Row
-from tests.test_policies import all_at_once, serve
+from tests.made_scenarios import all_at_once, in_order, serve
 
 S = 10**12
 
@@ -114,8 +114,7 @@ class TestLanes:
 
     def test_the_order_changes_while_requests_wait(self) -> None:
         rows: list[Row] = [(0, 4, 1, 0, ()) for _ in range(4)] + [(0, 4, 1, 1, ()) for _ in range(2)]
-        record = serve(self.Turns(), rows, max_num_seqs=1)
-        assert record.requests.scheduled_ps.argsort().tolist() == [0, 4, 1, 5, 2, 3]
+        assert in_order(serve(self.Turns(), rows, max_num_seqs=1)) == [0, 4, 1, 5, 2, 3]
 
     def test_a_lane_must_be_a_key(self) -> None:
         class Wrong(self.Turns):  # type: ignore[name-defined]
@@ -127,25 +126,21 @@ class TestLanes:
 
 
 class TestTokenBudget:
-    def test_no_decode_is_held_back(self) -> None:
-        class Stingy(Policy):
-            def token_budget(self, engine: EngineView) -> int:
-                return 1
+    class Stingy(Policy):
+        def token_budget(self, engine: EngineView) -> int:
+            return 1
 
+    def test_no_decode_is_held_back(self) -> None:
         rows: list[Row] = [(0, 1, 20, 0, ()), (0, 1, 20, 0, ()), (50 * MS, 6, 2, 0, ())]
-        record = serve(Stingy(), rows)
+        record = serve(self.Stingy(), rows)
         steps = record.steps or []
         assert [row.scheduled for row in steps[:2]] == [[(0, 1, 0)], [(0, 1, 1)]]  # nothing is left for the second
         assert all(len(row.scheduled) == 1 for row in steps)
         assert (record.requests.status == 0).all()
 
     def test_it_is_not_asked_without_chunked_prefill(self) -> None:
-        class Stingy(Policy):
-            def token_budget(self, engine: EngineView) -> int:
-                return 1
-
         settings = {"enable_chunked_prefill": False}
-        assert serve(Stingy(), all_at_once(5), **settings).steps == serve(VLLM(), all_at_once(5), **settings).steps
+        assert serve(self.Stingy(), all_at_once(5), **settings).steps == serve(VLLM(), all_at_once(5), **settings).steps
 
 
 class TestStepTime:
@@ -179,7 +174,7 @@ class TestPredictor:
                 return request.predicted_output_tokens
 
         rows: list[Row] = [(0, 4, n, 0, ()) for n in (9, 3, 6)]
-        assert serve(Seer(), rows, max_num_seqs=1).requests.scheduled_ps.argsort().tolist() == [1, 2, 0]
+        assert in_order(serve(Seer(), rows, max_num_seqs=1)) == [1, 2, 0]
 
         class Peeping(Policy):
             def order(self, request: RequestView) -> float:
@@ -235,22 +230,19 @@ class TestWholePlans:
     @pytest.mark.parametrize(
         ("answer", "message"),
         [
+            (lambda _, waiting: Plan(dict.fromkeys(waiting, 1)), r"request 1: no seat is left of max_num_seqs \(1\)"),
             (
-                lambda running, waiting: Plan(dict.fromkeys(waiting, 1)),
-                r"request 1: no seat is left of max_num_seqs \(1\)",
+                lambda _, waiting: Plan({waiting[0]: 0}),
+                r"request 0: tokens must be a .* number of at least 1 \(got 0\)",
             ),
-            (
-                lambda running, waiting: Plan({waiting[0]: 0}),
-                r"request 0: tokens must be a whole number of at least 1 \(got 0\)",
-            ),
-            (lambda running, waiting: Plan({waiting[0]: 1.5}), r"tokens must be a whole number"),
+            (lambda _, waiting: Plan({waiting[0]: 1.5}), r"tokens must be a whole number"),
             (
                 lambda running, waiting: Plan({running[0]: 99} if running else {waiting[0]: 4}),
                 r"plan\(\) for step 1, request 0: it wants 1 tokens",
             ),
-            (lambda running, waiting: Plan({}, preempt=waiting), r"request 0: only a running request can be preempted"),
-            (lambda running, waiting: Plan({"x": 1}), r"must name requests by the views"),
-            (lambda running, waiting: {waiting[0]: 1}, r"plan\(\) must return a Plan"),
+            (lambda _, waiting: Plan({}, preempt=waiting), r"request 0: only a running request can be preempted"),
+            (lambda *_: Plan({"x": 1}), r"must name requests by the views"),
+            (lambda _, waiting: {waiting[0]: 1}, r"plan\(\) must return a Plan"),
         ],
     )
     def test_a_plan_beyond_the_rules_is_refused(self, answer: Any, message: str) -> None:

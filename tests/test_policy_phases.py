@@ -20,24 +20,32 @@ from simbatch.policies.prefill_first import PrefillFirst
 from simbatch.policies.sarathi import Sarathi
 from simbatch.policies.vllm import VLLM
 from simbatch.sim.cost.model import LinearCost
-from simbatch.sim.engine import run
-from simbatch.sim.scheduler.config import EngineConfig
-from tests.engine_cases import MS, ListSource, Row
-from tests.sweep_cases import CONVERSATIONS, lognormal, serving, under
-from tests.test_policies import batch_sizes, serve
+from tests.engine_cases import MS, Row
+from tests.made_scenarios import (
+    CONVERSATIONS,
+    batch_sizes,
+    fixed,
+    in_order,
+    in_steps,
+    lognormal,
+    serve,
+    serving,
+    tokens,
+    under,
+    uniform,
+)
 
 
 class TestDecodeFirstDecisions:
     def test_who_comes_while_others_decode_waits_for_the_last_of_them(self) -> None:
         rows: list[Row] = [(0, 4, 2, 0, ()), (0, 4, 4, 0, ()), (15 * MS, 4, 2, 0, ())]
         record = serve(DecodeFirst(), rows)
-        assert [[i for i, _, _ in row.scheduled] for row in record.steps or []] == [[0, 1], [0, 1], [1], [1], [2], [2]]
+        assert in_steps(record) == [[0, 1], [0, 1], [1], [1], [2], [2]]
 
     def test_a_batch_is_filled_before_anybody_decodes(self) -> None:
         """Three prompts of 200 in steps of 256 tokens; the fourth finds no seat."""
         record = serve(DecodeFirst(max_batch_size=3), [(0, 200, 2, 0, ()) for _ in range(4)])
-        tokens = [{i: n for i, n, _ in row.scheduled} for row in record.steps or []]
-        assert tokens == [{0: 200, 1: 56}, {1: 144, 2: 112}, {2: 88}, {0: 1, 1: 1, 2: 1}, {3: 200}, {3: 1}]
+        assert tokens(record) == [{0: 200, 1: 56}, {1: 144, 2: 112}, {2: 88}, {0: 1, 1: 1, 2: 1}, {3: 200}, {3: 1}]
 
     def test_who_comes_while_the_batch_is_filled_is_in_it(self) -> None:
         record = serve(DecodeFirst(), [(0, 250, 3, 0, ()), (5 * MS, 250, 3, 0, ()), (15 * MS, 250, 3, 0, ())])
@@ -64,7 +72,7 @@ class TestDecodeFirstSource:
     @pytest.mark.parametrize("prompt", [500, 4000])
     def test_prompts_disturb_nobody_whatever_their_length(self, prompt: int) -> None:
         """The tail of the time between tokens stays near its median; what is left are batches of several sizes."""
-        lengths = {"prompt_len": {"distribution": "fixed", "mean": prompt}, "output_len": CONVERSATIONS["output_len"]}
+        lengths = {"prompt_len": fixed(prompt), "output_len": CONVERSATIONS["output_len"]}
         summary = under(serving("a100-llama-3.1-8b-bf16", 100, 4, **lengths), "decode_first").summary
         assert summary["p99_itl_ms"] < 1.6 * summary["median_itl_ms"]
 
@@ -73,18 +81,17 @@ class TestPrefillFirstDecisions:
     def test_a_newcomer_stops_those_who_decode(self) -> None:
         rows: list[Row] = [(0, 4, 4, 0, ()), (15 * MS, 4, 2, 0, ())]
         record = serve(PrefillFirst(), rows)
-        assert [[i for i, _, _ in row.scheduled] for row in record.steps or []] == [[0], [0], [1], [0, 1], [0]]
+        assert in_steps(record) == [[0], [0], [1], [0, 1], [0]]
 
     def test_a_long_prompt_stops_them_for_all_of_its_chunks(self) -> None:
         rows: list[Row] = [(0, 4, 3, 0, ()), (5 * MS, 240, 1, 0, ())]
         record = serve(PrefillFirst(), rows, max_num_batched_tokens=100)
-        tokens = [{i: n for i, n, _ in row.scheduled} for row in record.steps or []]
-        assert tokens == [{0: 4}, {1: 100}, {1: 100}, {1: 40}, {0: 1}, {0: 1}]
+        assert tokens(record) == [{0: 4}, {1: 100}, {1: 100}, {1: 40}, {0: 1}, {0: 1}]
 
     def test_without_a_seat_for_the_newcomer_nobody_stops(self) -> None:
         rows: list[Row] = [(0, 4, 4, 0, ()), (5 * MS, 4, 2, 0, ())]
         record = serve(PrefillFirst(max_batch_size=1), rows)
-        assert [[i for i, _, _ in row.scheduled] for row in record.steps or []] == [[0], [0], [0], [0], [1], [1]]
+        assert in_steps(record) == [[0], [0], [0], [0], [1], [1]]
 
     @pytest.mark.parametrize("is_async", [False, True])
     def test_out_of_blocks_the_last_admitted_gives_way(self, is_async: bool) -> None:
@@ -112,30 +119,17 @@ class TestPrefillFirstSource:
     def test_it_serves_more_than_decodes_first(self, seed: int) -> None:
         """Under load, with 32 seats: newcomers take the seats of those who have ended at once."""
         scenario = serving("a100-llama-3.1-8b-bf16", 100, 8, seed=seed, **CONVERSATIONS)
-        serves = {
-            name: under(scenario, name, max_batch_size=32).summary["output_throughput"]
-            for name in ("prefill_first", "decode_first")
-        }
-        assert serves["prefill_first"] > 1.25 * serves["decode_first"]
+        results = [under(scenario, name, max_batch_size=32) for name in ("prefill_first", "decode_first")]
+        prefill_first, decode_first = (result.summary["output_throughput"] for result in results)
+        assert prefill_first > 1.25 * decode_first
 
 
 US = MS // 1000
+ROWS: list[Row] = [(0, 4, 9, 0, ()), (5 * MS, 500, 1, 0, ())]
 
 
 def chunks(policy: Sarathi, rows: list[Row], cost: LinearCost) -> list[dict[int, int]]:
-    """Tokens by request, step by step."""
-    config = EngineConfig(
-        max_num_seqs=16,
-        max_num_batched_tokens=512,
-        max_model_len=1024,
-        num_gpu_blocks=1000,
-        enable_prefix_caching=False,
-    )
-    record = run(config, cost, policy, ListSource(rows), steps=True)
-    return [{int(i): n for i, n, _ in row.scheduled} for row in record.steps or []]
-
-
-ROWS: list[Row] = [(0, 4, 9, 0, ()), (5 * MS, 500, 1, 0, ())]
+    return tokens(serve(policy, rows, cost=cost, max_num_batched_tokens=512, max_model_len=1024))
 
 
 class TestSarathiDecisions:
@@ -174,10 +168,8 @@ class TestSarathiSource:
     def test_the_stalls_go_and_the_throughput_stays(self) -> None:
         """Figure 2 and section 5.1, between the two extremes: vLLM's throughput without vLLM's tail."""
         scenario = serving(self.PROFILE, 150, 4, **CONVERSATIONS)
-        sarathi, prefill_first = (
-            under(scenario, "sarathi", target_tpot_ms=50).summary,
-            under(scenario, "prefill_first").summary,
-        )
+        sarathi = under(scenario, "sarathi", target_tpot_ms=50).summary
+        prefill_first = under(scenario, "prefill_first").summary
         assert sarathi["p99_itl_ms"] < 0.3 * prefill_first["p99_itl_ms"]
         assert sarathi["output_throughput"] > 0.97 * prefill_first["output_throughput"]
         assert sarathi["mean_ttft_ms"] > 1.1 * prefill_first["mean_ttft_ms"]  # the price
@@ -185,9 +177,8 @@ class TestSarathiSource:
     def test_a_tight_bound_costs_throughput(self) -> None:
         """Section 5.4: small chunks prefill at less than the full rate, which shows under load."""
         scenario = serving(self.PROFILE, 150, 8, **CONVERSATIONS)
-        throughput = [
-            under(scenario, "sarathi", target_tpot_ms=ms).summary["output_throughput"] for ms in (25, 50, 100)
-        ]
+        results = [under(scenario, "sarathi", target_tpot_ms=ms) for ms in (25, 50, 100)]
+        throughput = [result.summary["output_throughput"] for result in results]
         assert throughput[0] < 0.9 * throughput[1] < throughput[2]
 
     def test_capacity_doubles_under_a_strict_slo_and_less_under_a_relaxed_one(self) -> None:
@@ -206,12 +197,11 @@ class TestVllmDecisions:
 
     def test_who_ends_leaves_at_once_and_the_next_takes_the_seat(self) -> None:
         record = serve(VLLM(), [(0, 4, n, 0, ()) for n in (4, 1, 2, 2)], max_num_seqs=2)
-        assert [[i for i, _, _ in row.scheduled] for row in record.steps or []] == [[0, 1], [0, 2], [0, 2], [0, 3], [3]]
+        assert in_steps(record) == [[0, 1], [0, 2], [0, 2], [0, 3], [3]]
 
     def test_decodes_first_and_the_prompt_gets_what_is_left(self) -> None:
         record = serve(VLLM(), [(0, 4, 3, 0, ()), (5 * MS, 150, 1, 0, ())], max_num_batched_tokens=100)
-        tokens = [{i: n for i, n, _ in row.scheduled} for row in record.steps or []]
-        assert tokens == [{0: 4}, {0: 1, 1: 99}, {0: 1, 1: 51}]
+        assert tokens(record) == [{0: 4}, {0: 1, 1: 99}, {0: 1, 1: 51}]
 
     def test_out_of_blocks_the_last_admitted_starts_again(self) -> None:
         record = serve(VLLM(), [(0, 60, 40, 0, ()) for _ in range(2)], num_gpu_blocks=12, max_model_len=128)
@@ -223,7 +213,7 @@ class TestVllmDecisions:
     def test_by_priority_if_the_engine_says_so(self) -> None:
         rows: list[Row] = [(0, 4, 2, 1, ()), (0, 4, 2, 0, ())]
         record = serve(VLLM(), rows, max_num_seqs=1, scheduling_policy="priority")
-        assert record.requests.scheduled_ps.argsort().tolist() == [1, 0]
+        assert in_order(record) == [1, 0]
 
 
 class TestVllmSource:
@@ -232,7 +222,7 @@ class TestVllmSource:
     PROFILE = "a100-llama-3.1-8b-bf16"
 
     def both(self, rate: float | None, seed: int, output_len: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        lengths = {"prompt_len": {"distribution": "uniform", "min": 32, "max": 512}, "output_len": output_len}
+        lengths = {"prompt_len": uniform(32, 512), "output_len": output_len}
         scenarios = [
             serving(self.PROFILE, 300, rate, seed=seed, engine={"max_num_seqs": 32, "batching": batching}, **lengths)
             for batching in ("continuous", "static")
@@ -242,7 +232,7 @@ class TestVllmSource:
     @pytest.mark.parametrize("seed", range(2))
     def test_the_gap_grows_with_the_spread_of_outputs(self, seed: int) -> None:
         """Of one length both are alike (figure 11); else a request-level batch waits for its longest member."""
-        spreads = [{"distribution": "fixed", "mean": 200}, *(lognormal(200, cv, 2000) for cv in (0.5, 1.0, 1.5))]
+        spreads = [fixed(200), *(lognormal(200, cv, 2000) for cv in (0.5, 1.0, 1.5))]
         ratios = []
         for output_len in spreads:
             iteration, request = self.both(None, seed, output_len)

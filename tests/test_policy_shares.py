@@ -5,41 +5,29 @@ memory_aware: its decisions by hand, and the evictions of Past-Future (ASPLOS 20
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from simbatch import Result, Scenario, simulate
+from simbatch import Result, Scenario
 from simbatch.policies.fair import Fair
 from simbatch.policies.memory_aware import MemoryAware
 from simbatch.policies.vllm import VLLM
-from simbatch.sim.cost.model import LinearCost
-from simbatch.sim.engine import run
-from simbatch.sim.plugins.testing import ListSource
-from simbatch.sim.scheduler.config import EngineConfig
+from tests.bench_files import write_lines
 from tests.engine_cases import MS, Row
-from tests.sweep_cases import serving, under, uniform
-from tests.test_policies import serve
+from tests.made_scenarios import in_order, serve, serving, under, uniform
 
 Arrival = tuple[str, int, int]  # tenant, time (ms), output tokens
 
 
 def admitted(policy: Fair, *arrivals: Arrival) -> list[str]:
     """The order in which requests get the one seat: a1, b0, ... Prompts have 4 tokens; a step takes 10 to 11 ms."""
-    config = EngineConfig(
-        max_num_seqs=1,
-        max_num_batched_tokens=256,
-        max_model_len=256,
-        num_gpu_blocks=1000,
-        enable_prefix_caching=False,
-    )
     tenants = [tenant for tenant, _, _ in arrivals]
-    source = ListSource([(ms * MS, 4, output, 0, ()) for _, ms, output in arrivals], tenants=list(tenants))
-    record = run(config, LinearCost(10 * MS, 0, MS, 0), policy, source)
+    rows: list[Row] = [(ms * MS, 4, output, 0, ()) for _, ms, output in arrivals]
+    record = serve(policy, rows, tenants=[*tenants], max_num_seqs=1)
     names = [f"{tenant}{tenants[:i].count(tenant)}" for i, tenant in enumerate(tenants)]
-    return [names[i] for i in record.requests.scheduled_ps.argsort(kind="stable")]
+    return [names[i] for i in in_order(record)]
 
 
 class TestByHand:
@@ -89,16 +77,10 @@ def serve_tenants(
     ]
     trace = folder / "tenants.jsonl"
     lengths = {"num_prompt_tokens": 256, "num_output_tokens": 256}
-    trace.write_text("".join(json.dumps(row | lengths) + "\n" for row in sorted(rows, key=lambda r: r["arrival_s"])))
-    scenario = Scenario.from_dict(
-        {
-            "profile": "rtx4090-llama-3.1-8b-bf16",
-            "engine": {"max_num_seqs": 80},
-            "policy": {"name": policy, **parameters},
-            "workload": {"trace": {"path": str(trace), "format": "jsonl"}},
-        }
-    )
-    return simulate(scenario)
+    write_lines(trace, [row | lengths for row in sorted(rows, key=lambda r: r["arrival_s"])])
+    content = {"profile": "rtx4090-llama-3.1-8b-bf16", "engine": {"max_num_seqs": 80}}
+    workload = {"trace": {"path": str(trace), "format": "jsonl"}}
+    return under(Scenario.from_dict({**content, "workload": workload}), policy, **parameters)
 
 
 def of(result: Result, tenant: str, column: str) -> np.ndarray:

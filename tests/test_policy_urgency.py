@@ -1,34 +1,46 @@
-"""`edf`: in order of deadlines, and nothing for those who are late anyhow.
+"""The urgent first. `edf`: in order of deadlines, and nothing for those who are late anyhow.
 
 priority: its decisions by hand, and how far ageing lets classes drift apart (Jackson, 1962).
+
+plas, program-level attained service: short programs end sooner under load, long ones pay for it.
+
+warm_first: conversations are used before they are evicted, and nobody starves for it.
 """
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from simbatch import Result, Scenario, simulate
+from simbatch import Result, Scenario
 from simbatch.policies.edf import EarliestDeadlineFirst
+from simbatch.policies.plas import ProgramAttainedService
 from simbatch.policies.priority import Priority
 from simbatch.policies.vllm import VLLM
+from simbatch.policies.warm_first import WarmFirst
+from simbatch.sim.cost.model import LinearCost
+from simbatch.sim.engine import run
 from simbatch.sim.engine.record import FINISHED, REJECTED
-from tests.engine_cases import MS, Row
-from tests.sweep_cases import lognormal, serving, under
-from tests.test_policies import all_at_once, serve
+from simbatch.sim.metrics.sessions import SessionFigures
+from simbatch.sim.plugins.policy import Policy
+from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.workload.turns import turns_of, whole_prompts
+from tests.engine_cases import MS, ListSource, Row
+from tests.made_scenarios import all_at_once, in_order, in_steps, lognormal, serve, serving, under
 
 
-class TestByHand:
+class TestEdfByHand:
     """One seat; a step takes 10 ms, and 1 ms for each decode in it: ten tokens are 10 + 9 * 11 = 109 ms."""
 
     def test_in_order_of_deadlines(self) -> None:
         """High is due after 1 s, normal after 2 s, low after 4 s: normal at 0 s before high at 1.1 s."""
         first: Row = (0, 4, 150, 0, ())  # runs until 1.65 s, when all have come
         rows = [first, *((ms * MS, 4, 2, priority, ()) for ms, priority in ((0, 2), (0, 1), (900, 0), (1100, 0)))]
-        record = serve(EarliestDeadlineFirst(shed_hopeless=False), rows, max_num_seqs=1)
-        assert record.requests.scheduled_ps.argsort().tolist() == [0, 3, 2, 4, 1]
+        assert in_order(serve(EarliestDeadlineFirst(shed_hopeless=False), rows, max_num_seqs=1)) == [0, 3, 2, 4, 1]
 
     def test_who_cannot_meet_the_deadline_is_dropped_when_its_turn_comes(self) -> None:
         """The first runs until 109 ms. A step more, and the second would be 114 ms late, and the third 19 of 30 ms."""
@@ -52,27 +64,14 @@ class TestByHand:
         assert record.requests.status.tolist() == [FINISHED] * 3 + [REJECTED]
 
 
-def run(policy: str, request_rate: float, *, shed: bool = True, seed: int = 0, **workload: Any) -> Result:
+def served(policy: str, request_rate: float, *, shed: bool = True, seed: int = 0, **workload: Any) -> Result:
     """Forty seconds of prompts on an H100, to be answered within a second; it can do 40 a second."""
-    parameters = {"shed_hopeless": shed} if policy == "edf" else {}
-    return simulate(
-        Scenario.from_dict(
-            {
-                "profile": "h100-llama-3.1-8b-bf16",
-                "engine": {"max_num_seqs": 64},
-                "policy": {"name": policy, **parameters},
-                "slo": {"ttft_ms": 1000},
-                "seed": seed,
-                "workload": {
-                    "num_prompts": int(40 * request_rate),
-                    "request_rate": request_rate,
-                    "prompt_len": {"distribution": "lognormal", "mean": 600, "cv": 0.5, "max": 4096},
-                    "output_len": {"distribution": "lognormal", "mean": 100, "cv": 0.5, "max": 1024},
-                    **workload,
-                },
-            }
-        )
+    settings: dict[str, Any] = {"seed": seed, "engine": {"max_num_seqs": 64}, "slo": {"ttft_ms": 1000}}
+    lengths = {"prompt_len": lognormal(600, 0.5, 4096), "output_len": lognormal(100, 0.5, 1024)}
+    scenario = serving(
+        "h100-llama-3.1-8b-bf16", int(40 * request_rate), request_rate, **settings, **lengths, **workload
     )
+    return under(scenario, policy, **({"shed_hopeless": shed} if policy == "edf" else {}))
 
 
 def goodput(result: Result) -> float:
@@ -83,21 +82,21 @@ class TestOverload:
     """Clockwork: goodput under more load than the device can bear."""
 
     def test_with_shedding_goodput_stays_and_without_it_collapses(self) -> None:
-        at_capacity = goodput(run("edf", 40))
+        at_capacity = goodput(served("edf", 40))
         assert at_capacity > 0.9 * 40
         for rate in (60, 100):
-            assert goodput(run("edf", rate)) > 0.95 * at_capacity
-            assert goodput(run("edf", rate, shed=False)) < 0.15 * at_capacity
-            assert goodput(run("vllm", rate)) < 0.15 * at_capacity
+            assert goodput(served("edf", rate)) > 0.95 * at_capacity
+            assert goodput(served("edf", rate, shed=False)) < 0.15 * at_capacity
+            assert goodput(served("vllm", rate)) < 0.15 * at_capacity
 
     def test_nearly_all_who_are_served_are_served_in_time(self) -> None:
-        requests = run("edf", 100).requests
+        requests = served("edf", 100).requests
         assert np.mean(requests["ttft_s"][requests["status"] == "finished"] <= 1.0) > 0.9
 
     def test_below_capacity_nobody_is_dropped_and_nothing_changes(self) -> None:
-        shedding = run("edf", 30)
+        shedding = served("edf", 30)
         assert shedding.summary["simbatch"]["requests"]["rejected"] == 0
-        assert goodput(shedding) == pytest.approx(goodput(run("vllm", 30)))
+        assert goodput(shedding) == pytest.approx(goodput(served("vllm", 30)))
 
 
 class TestDeadlines:
@@ -109,17 +108,17 @@ class TestDeadlines:
         met = {}
         for policy in ("edf", "vllm"):
             priorities = {"high": 0.4, "normal": 0.3, "low": 0.3}
-            requests = run(policy, 40, shed=False, seed=seed, priorities=priorities).requests
+            requests = served(policy, 40, shed=False, seed=seed, priorities=priorities).requests
             met[policy] = np.mean(requests["ttft_s"] <= 2.0 ** requests["priority"])
         assert met["edf"] > 0.98
         assert met["vllm"] < 0.92
 
 
-class TestDecisions:
+class TestPriorityDecisions:
     def test_high_goes_before_normal_and_no_seat_stays_empty(self) -> None:
         rows: list[Row] = [(0, 4, 5, 1, ()) for _ in range(4)] + [(0, 4, 5, 0, ()) for _ in range(2)]
         record = serve(Priority(max_batch_size=3), rows)
-        assert [index for index, _, _ in (record.steps or [])[0].scheduled] == [4, 5, 0]
+        assert in_steps(record)[0] == [4, 5, 0]
 
     def test_nobody_starves(self) -> None:
         """High ones keep arriving faster than they are served; the normal one waits for `ageing_s`, not for ever."""
@@ -168,7 +167,7 @@ def mean_ttft_s(result: Result, priority: int) -> float:
 
 
 @pytest.mark.parametrize("seed", range(2))
-class TestSource:
+class TestPrioritySource:
     def test_the_high_class_does_not_feel_the_load(self, seed: int) -> None:
         """Where first come, first served lets everybody wait, the high class waits for a seat alone."""
         for rate in (5, 6):
@@ -189,3 +188,64 @@ class TestSource:
             overload = max(rate / aged.summary["request_throughput"], 1.0)
             assert 0.6 * 6 < mean_ttft_s(aged, 2) - mean_ttft_s(aged, 0) < 1.1 * 6 * overload
             assert ttft_s(strict, 2, 99) > 1.3 * ttft_s(aged, 2, 99)
+
+
+ENGINE = EngineConfig(
+    max_num_seqs=4, max_num_batched_tokens=1024, max_model_len=8192, num_gpu_blocks=4000, enable_prefix_caching=True
+)
+
+
+def conversations(num: int, turns: list[int], *, gap_s: float, think_s: float = 0, seed: int = 1) -> ListSource:
+    """Sessions that begin at random times, of one of these lengths each."""
+    rng, awaited, delays, arrivals = random.Random(seed), list[list[int]](), list[int](), list[int]()
+    now = 0
+    for _ in range(num):
+        now += int(rng.expovariate(1 / gap_s) * 1000) * MS
+        for turn in range(rng.choice(turns)):
+            awaited.append([len(awaited) - 1] if turn else [])
+            delays.append(int(rng.expovariate(1 / think_s) * 1000) * MS if turn and think_s else 0)
+            arrivals.append(0 if turn else now)
+    outputs = [rng.randint(50, 150) for _ in awaited]
+    known = turns_of(awaited, delays)
+    prompts = whole_prompts(known, [rng.randint(100, 250) for _ in awaited], outputs)
+    return ListSource([(a, p, o, 0, ()) for a, p, o in zip(arrivals, prompts, outputs, strict=True)], turns=known)
+
+
+def figures(engine: EngineConfig, policy: Policy, source: ListSource) -> Any:
+    return SessionFigures.of(run(engine, LinearCost(6 * MS, 10**8, 9 * 10**7, 351), policy, source))
+
+
+def durations_s(policy: Policy, source: ListSource) -> tuple[float, float]:
+    """Mean time to finish of short and of long sessions."""
+    sessions = figures(ENGINE, policy, source)
+    begun, ended = sessions._bounds_ps
+    is_long = np.bincount(np.asarray(source.turns.session)) > 3
+    took_s = (ended - begun) / 1e12
+    return float(took_s[~is_long].mean()), float(took_s[is_long].mean())
+
+
+def test_short_programs_end_sooner_under_load_and_promotion_bounds_what_long_ones_pay() -> None:
+    source = conversations(150, [1, 1, 1, 2, 3, 15], gap_s=0.5)
+    vllm, plas = durations_s(VLLM(), source), durations_s(ProgramAttainedService(), source)
+    assert plas[0] < 0.5 * vllm[0]
+    promoted = durations_s(ProgramAttainedService(promote_s=2), source)
+    assert plas[0] < promoted[0] < vllm[0]
+    assert vllm[1] < promoted[1] < 0.8 * plas[1]
+
+
+def test_without_load_nothing_changes() -> None:
+    source = conversations(20, [1, 3, 9], gap_s=30, seed=3)
+    assert durations_s(ProgramAttainedService(), source) == durations_s(VLLM(), source)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_more_is_found_in_a_cache_that_cannot_hold_all(seed: int) -> None:
+    """Conversations of 8 turns, of which memory holds a part: SGLang's section 3 as a trend."""
+    engine = replace(ENGINE, num_gpu_blocks=2000, max_num_seqs=12)
+    source = conversations(100, [8], gap_s=0.6, think_s=4, seed=seed)
+    vllm, warm = figures(engine, VLLM(), source), figures(engine, WarmFirst(), source)
+    assert warm.later_cached_tokens_share() > 2 * vllm.later_cached_tokens_share()
+    assert warm.latencies["without_thinking"]["mean"] < 0.7 * vllm.latencies["without_thinking"]["mean"]
+    roomy = replace(engine, num_gpu_blocks=20_000)
+    hits = [figures(roomy, policy, source).later_cached_tokens_share() for policy in (VLLM(), WarmFirst())]
+    assert hits[1] == pytest.approx(hits[0], rel=0.02)

@@ -75,8 +75,6 @@ def test_a_shipped_profile_is_what_its_name_says_and_small(name):
     memory = profile.memory
     assert profile.max_model_len <= (memory.num_gpu_blocks - 1) * memory.block_size, "vLLM would not start"
     assert (memory.num_gpu_blocks_from == "vllm") == (name in RESOLVED)
-    assert profile.host is not None
-    assert profile.front_end is not None
     assert profile.host.assumed == profile.front_end.assumed == (name not in OURS)
 
 

@@ -109,7 +109,6 @@ def test_the_figure_of_a_paper_has_a_tidy_table_beside_it(
     written = compared.save_figure("F.pdf", ["p99_ttft_ms"], width=3.35)
     assert [path.name for path in written] == ["F.pdf", "F.csv"]
     box = re.search(rb"/MediaBox \[ ?0 0 ([\d.]+) ", Path("F.pdf").read_bytes())
-    assert box is not None
     assert float(box[1]) == pytest.approx(3.35 * 72, abs=0.1)
     with Path("F.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -152,7 +151,6 @@ def test_lengths_and_names_of_a_figure(compared: Figures) -> None:
 
 def test_a_capacity_in_python_is_that_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = capacity(SCENARIO, {"p99_ttft_ms": 400}, replications=2, jobs=1)
-    assert found.rate is not None
     assert 0 < found.rate < max(row["rate"] for row in found.table() if row["met"]) * 1.01
     assert found.table()[-1]["broken"]
     monkeypatch.chdir(tmp_path)
@@ -253,7 +251,6 @@ class Greedy(Policy):
 def test_collections_are_rare_in_a_run_and_as_before_behind_it() -> None:
     before = gc.get_threshold()
     simulate(SCENARIO, Looks())
-    assert Looks.seen is not None
     assert Looks.seen[0] > before[0]
     assert gc.get_threshold() == before
     with pytest.raises(Exception, match="no seats"):

@@ -14,16 +14,12 @@ from simbatch.sim.plugins.policy import POLICIES as NAMED
 from simbatch.sim.scenario import Scenario
 from simbatch.sim.search.rank import Judged, overall, plan_ranking, ranks_of
 from tests import exit_code
+from tests.made_scenarios import fixed
 
-FIXED = {"distribution": "fixed", "mean": 20}
+LENGTHS = {"distribution": "lognormal", "mean": 20, "cv": 0.5}
 BASE: dict[str, Any] = {
     "profile": {"num_gpu_blocks": 1000, "step_time": {"base_s": 0.01, "per_decode_seq_s": 0.001}},
-    "workload": {
-        "num_prompts": 150,
-        "request_rate": 12,
-        "prompt_len": FIXED,
-        "output_len": {"distribution": "lognormal", "mean": 20, "cv": 0.5},
-    },
+    "workload": {"num_prompts": 150, "request_rate": 12, "prompt_len": fixed(20), "output_len": LENGTHS},
     "slo": {"ttft_ms": 200},
     "seed": 3,
 }
@@ -169,10 +165,7 @@ def test_it_goes_on_where_it_stopped(capsys: pytest.CaptureFixture[str]) -> None
         (["online.yaml", "--policy", "vllm", "--policy", "vllm"], "error: --policy: is named twice (got 'vllm')"),
         (["online.yaml", "--policy", "vllm", "--policy", "fixt"], "no such policy (got 'fixt'); did you mean fixed?"),
         (["online.yaml", "online.yaml"], "error: rank: two scenarios have the same name (got 'online')"),
-        (
-            ["traced.yaml"],
-            "no scenario is left to rank policies in (traced: there is no file nowhere.csv)",
-        ),
+        (["traced.yaml"], "no scenario is left to rank policies in (traced: there is no file nowhere.csv)"),
         (["online.yaml", "--jobs", "0"], "error: --jobs: must not be 0"),
         (["nowhere.yaml"], "nowhere.yaml"),
     ],

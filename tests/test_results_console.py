@@ -1,4 +1,4 @@
-"""What a run shows: the console's block and the pictures."""
+"""What a run shows: the console's block, its warnings, and the pictures."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from simbatch.sim.cost.uncertainty import NO_HOST_TIMES
 from simbatch.sim.metrics.columns import SloLimits
 from simbatch.sim.report import run_pictures
 from simbatch.sim.report.result import Result
 from simbatch.sim.report.style import duration_text
 from simbatch.sim.text import number, percent, table
-from tests.results_records import MS, REJECTED, S, Toy, back_to_back, build, facts
+from tests.results_records import MS, REJECTED, UNFINISHED, S, Toy, back_to_back, build, facts, ours
 
 BLOCK = """\
 ============ Serving Benchmark Result ============
@@ -145,6 +146,47 @@ def test_warnings_come_last_and_reasons_are_named():
     assert text.endswith("WARNING: 1 of 2 requests were rejected: `rejected_reasons` says why.")
     assert "Rejected 1: prompt of 9000 tokens\n" in text
     assert "Mean TPOT (ms):                          -" in text
+
+
+def test_every_warning_has_its_reason():
+    toys = [Toy(0, [0]), Toy(0, [], 9, status=REJECTED), Toy(0, [0, 1], status=UNFINISHED)]
+    record = build(toys, back_to_back([MS, MS]))
+    block = ours(record, share_in_range=0.953, profile_is_estimate=True, profile_caveats=(NO_HOST_TIMES,))
+    assert block["warnings"] == [
+        "1 of 3 requests never finished: the engine was stuck.",
+        "1 of 3 requests were rejected: `rejected_reasons` says why.",
+        "4.7 % of the steps are outside what the profile measured: their times are extrapolated.",
+        "The profile is an estimate: nobody measured this model on this GPU.",
+        NO_HOST_TIMES,
+    ]
+    assert ours(build([Toy(0, [0])], back_to_back([MS])), share_in_range=0.995)["warnings"] == []
+
+
+def test_many_preemptions_are_warned_of():
+    toys, steps = [Toy(0, [i]) for i in range(500)], back_to_back([MS] * 500)
+    full = {"num_recomputed_tokens": 1000, "num_gpu_blocks": 2}
+    few = [build(toys, steps, num_preemptions=299, **full), build(toys * 7, steps, num_preemptions=349, **full)]
+    assert [ours(record)["warnings"] for record in few] == [[], []]
+    assert ours(build(toys, steps, num_preemptions=1500, **full))["warnings"] == [
+        "Requests lost their KV blocks 1,500 times, 3 times each on average, and 20.0 % of all tokens were computed "
+        "again. Lower engine.max_num_seqs, or give it more KV blocks."
+    ]
+    by_choice = build(toys, steps, num_preemptions=300, num_recomputed_tokens=50)
+    assert ours(by_choice)["warnings"] == [
+        "Requests lost their KV blocks 300 times, 0.6 times each on average, and 1.0 % of all tokens were computed "
+        "again. It is the policy that preempts them."
+    ]
+
+
+def test_a_rate_that_no_front_end_serves_is_warned_of():
+    toys = [Toy(0, [i]) for i in range(200)]
+    fast, slow = back_to_back([MS // 5] * 200), back_to_back([2 * MS] * 200)
+    [warning] = ours(build(toys, fast), has_free_host=True)["warnings"]
+    assert warning.startswith("5,000 requests a second were served, and this profile has no times of the host (HTTP, ")
+    assert "one front end serves some 1,000" in warning
+    assert ours(build(toys, slow), has_free_host=True)["warnings"] == []
+    assert ours(build(toys, fast))["warnings"] == []
+    assert ours(build(toys[:99], fast), has_free_host=True)["warnings"] == []  # over before a host falls behind
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simbatch import Result, Scenario, simulate
+from simbatch import Result, simulate
 from simbatch.sim.metrics import registry
 from simbatch.sim.metrics.curves import first_steps_ps, output_tokens_per_second
 from simbatch.sim.metrics.latencies import PooledGaps
-from simbatch.sim.metrics.registry import REGISTRY, metrics_of, steady_metrics
-from simbatch.sim.metrics.run_figures import LOWER, Metric
+from simbatch.sim.metrics.registry import LOWER, REGISTRY, Metric, metrics_of, steady_metrics
 from simbatch.sim.metrics.step_function import Curve, Pieces
 from simbatch.sim.report import run_pictures
 from simbatch.sim.report.compare import Comparison
@@ -25,6 +24,7 @@ from simbatch.sim.report.result import Result as ResultClass
 from simbatch.sim.search.sweep import sweep
 from simbatch.sim.statistics import linear_percentiles
 from simbatch.sim.tuning.goal import Limit
+from tests.made_scenarios import INLINE, fixed, serving, uniform
 
 PERCENTS = [0, 1, 12.5, 50, 90, 95, 99, 100]
 
@@ -112,20 +112,9 @@ STEP_TIME = {"base_s": 0.02, "per_prefill_token_s": 1e-4, "per_decode_seq_s": 1e
 @pytest.fixture(scope="module")
 def simulated() -> Result:
     """A run with preemptions and idle times."""
-    return simulate(
-        Scenario.from_dict(
-            {
-                "profile": {"num_gpu_blocks": 40, "step_time": STEP_TIME},
-                "engine": {"max_num_seqs": 16, "block_size": 16, "max_model_len": 400},
-                "workload": {
-                    "num_prompts": 60,
-                    "request_rate": 0.6,
-                    "prompt_len": {"distribution": "uniform", "min": 20, "max": 90},
-                    "output_len": {"distribution": "uniform", "min": 1, "max": 250},
-                },
-            }
-        )
-    )
+    engine = {"max_num_seqs": 16, "block_size": 16, "max_model_len": 400}
+    lengths = {"prompt_len": uniform(20, 90), "output_len": uniform(1, 250)}
+    return simulate(serving({"num_gpu_blocks": 40, "step_time": STEP_TIME}, 60, 0.6, engine=engine, **lengths))
 
 
 def pictured(result: Result) -> list[np.ndarray]:
@@ -197,19 +186,11 @@ def test_a_function_in_pieces_has_the_means_and_peaks_of_the_whole(function, edg
         assert whole.max == values.max()
 
 
-SCENARIO = {
-    "profile": {"num_gpu_blocks": 1000, "step_time": {"base_s": 0.01}},
-    "workload": {
-        "num_prompts": 6,
-        "request_rate": 5,
-        "prompt_len": {"distribution": "fixed", "mean": 8},
-        "output_len": {"distribution": "fixed", "mean": 4},
-    },
-}
+SCENARIO = serving(INLINE, 6, 5, prompt_len=fixed(8), output_len=fixed(4))
 
 
 def test_every_figure_is_in_the_summary_of_a_run_that_has_it() -> None:
-    summary = simulate(Scenario.from_dict(SCENARIO | {"slo": {"ttft_ms": 9, "tpot_ms": 9, "e2el_ms": 99}})).summary
+    summary = simulate(SCENARIO.override({"slo": {"ttft_ms": 9, "tpot_ms": 9, "e2el_ms": 99}})).summary
     sessions = {key for key in REGISTRY if key.startswith(registry.SESSIONS)}  # `test_cluster_results.py` has some
     without = {key for key, metric in REGISTRY.items() if metric.of(summary) is None} - sessions
     tenants = {"simbatch.fairness.tenants", "simbatch.fairness.least_fair_share_ratio"}  # there are none
@@ -235,14 +216,14 @@ def test_a_new_figure_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
         is_reported=True,
     )
     monkeypatch.setitem(registry.REGISTRY, key, metric)  # type: ignore[arg-type]
-    result = simulate(Scenario.from_dict(SCENARIO))
+    result = simulate(SCENARIO)
     expected = int((result.requests["scheduled_s"] == result.requests["arrival_s"]).sum())
     assert 0 < expected <= 6
     assert result.summary["simbatch"]["queue"]["num_untouched"] == expected
     assert f"Requests that waited for nobody:         {expected}" in result.text()
     assert any(row.metric.key == key for row in Comparison({"a": result, "b": result}).rows)
     assert key in {each.key for each in metrics_of([result.summary])}
-    (row,) = sweep(Scenario.from_dict(SCENARIO), {"engine.max_num_seqs": [4]}, jobs=1).rows
+    (row,) = sweep(SCENARIO, {"engine.max_num_seqs": [4]}, jobs=1).rows
     assert row["queue.num_untouched"] == expected
     assert key in registry.searchable()
     assert Limit(metric, expected - 1).excess(expected) > 0

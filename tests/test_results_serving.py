@@ -1,20 +1,21 @@
-"""Queue, KV cache and batch over time, and whom the run waited for."""
+"""Queue, KV cache and batch over time; and whom a run waited for: device, host and front end."""
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from simbatch.sim.cost.uncertainty import NO_HOST_TIMES
-from simbatch.sim.metrics.columns import SloLimits
-from simbatch.sim.metrics.curves import waiting_with_preempted
+from simbatch.sim.engine.record import RunRecord
+from simbatch.sim.metrics.columns import RunFacts, SloLimits
+from simbatch.sim.metrics.curves import batch_size, used_blocks, waiting_with_preempted
+from simbatch.sim.metrics.run_figures import shares_per_bin
 from simbatch.sim.metrics.steady import is_overloaded
-from simbatch.sim.metrics.step_function import Curve
-from tests.results_records import MS, REJECTED, UNFINISHED, S, Toy, back_to_back, build, ours
+from simbatch.sim.report.result import Result
+from tests.engine_cases import timed_case
+from tests.results_records import MS, REJECTED, S, Step, Toy, back_to_back, build, facts, ours
 
 
 def test_the_engine_by_hand():
@@ -50,13 +51,8 @@ def test_a_block_per_class_the_most_urgent_first():
     assert list(block["classes"]) == ["high", "normal", "7"]
     assert [b["mean_ttft_ms"] for b in block["classes"].values()] == [100, 300, 200]
     assert [b["slo_share"]["all"] for b in block["classes"].values()] == [1, 0, 0.5]
-    assert block["classes"]["7"]["requests"] == {
-        "total": 2,
-        "finished": 1,
-        "rejected": 1,
-        "unfinished": 0,
-        "refused": 0,
-    }
+    counts = {"total": 2, "finished": 1, "rejected": 1, "unfinished": 0, "refused": 0}
+    assert block["classes"]["7"]["requests"] == counts
     assert block["classes"]["high"]["request_goodput"] == pytest.approx(1 / 0.3)
     assert block["slo_share"] == {"all": 0.5, "ttft": 0.5}
 
@@ -120,47 +116,6 @@ def test_overload_is_a_queue_longer_than_in_any_earlier_quarter(num_first, expec
     assert is_overloaded(record) == expected
 
 
-def test_every_warning_has_its_reason():
-    toys = [Toy(0, [0]), Toy(0, [], 9, status=REJECTED), Toy(0, [0, 1], status=UNFINISHED)]
-    record = build(toys, back_to_back([MS, MS]))
-    block = ours(record, share_in_range=0.953, profile_is_estimate=True, profile_caveats=(NO_HOST_TIMES,))
-    assert block["warnings"] == [
-        "1 of 3 requests never finished: the engine was stuck.",
-        "1 of 3 requests were rejected: `rejected_reasons` says why.",
-        "4.7 % of the steps are outside what the profile measured: their times are extrapolated.",
-        "The profile is an estimate: nobody measured this model on this GPU.",
-        NO_HOST_TIMES,
-    ]
-    assert ours(build([Toy(0, [0])], back_to_back([MS])), share_in_range=0.995)["warnings"] == []
-
-
-def test_many_preemptions_are_warned_of():
-    toys, steps = [Toy(0, [i]) for i in range(500)], back_to_back([MS] * 500)
-    full = {"num_recomputed_tokens": 1000, "num_gpu_blocks": 2}
-    few = [build(toys, steps, num_preemptions=299, **full), build(toys * 7, steps, num_preemptions=349, **full)]
-    assert [ours(record)["warnings"] for record in few] == [[], []]
-    assert ours(build(toys, steps, num_preemptions=1500, **full))["warnings"] == [
-        "Requests lost their KV blocks 1,500 times, 3 times each on average, and 20.0 % of all tokens were computed "
-        "again. Lower engine.max_num_seqs, or give it more KV blocks."
-    ]
-    by_choice = build(toys, steps, num_preemptions=300, num_recomputed_tokens=50)
-    assert ours(by_choice)["warnings"] == [
-        "Requests lost their KV blocks 300 times, 0.6 times each on average, and 1.0 % of all tokens were computed "
-        "again. It is the policy that preempts them."
-    ]
-
-
-def test_a_rate_that_no_front_end_serves_is_warned_of():
-    toys = [Toy(0, [i]) for i in range(200)]
-    fast, slow = back_to_back([MS // 5] * 200), back_to_back([2 * MS] * 200)
-    [warning] = ours(build(toys, fast), has_free_host=True)["warnings"]
-    assert warning.startswith("5,000 requests a second were served, and this profile has no times of the host (HTTP, ")
-    assert "one front end serves some 1,000" in warning
-    assert ours(build(toys, slow), has_free_host=True)["warnings"] == []
-    assert ours(build(toys, fast))["warnings"] == []
-    assert ours(build(toys[:99], fast), has_free_host=True)["warnings"] == []  # over before a host falls behind
-
-
 def test_preempted_requests_wait_on_the_timeline():
     record = build([Toy(0, [0, 1, 2])], back_to_back([S, S, S]), merge=False, num_preemptions=1)
     segments = record.segments.copy()
@@ -168,15 +123,165 @@ def test_preempted_requests_wait_on_the_timeline():
     assert waiting_with_preempted(dataclasses.replace(record, segments=segments)).max == 4
 
 
-intervals = st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)).map(sorted), min_size=1, max_size=12)
+KNOWN = {"has_host": True, "has_front_end": True, "max_capture_size": 20}
 
 
-@given(intervals, st.integers(1, 9))
-def test_bins_keep_means_and_peaks(spans, num_bins):
-    begins, ends = (np.array(column, dtype=np.int64) for column in zip(*spans, strict=True))
-    curve = Curve.counting(begins, ends)
-    held = np.array([sum(a <= t < b for a, b in spans) for t in range(60)])
-    edges = np.unique(np.linspace(0, 60, num_bins + 1).astype(np.int64))
-    parts = np.split(held, edges[1:-1])
-    np.testing.assert_allclose(curve.mean_per_bin(edges), [part.mean() for part in parts])
-    assert curve.max_per_bin(edges).tolist() == [part.max() for part in parts]
+def by_hand(**changes: Any) -> Result:
+    """100 ms: taken in at 10, prefill of 30 tokens from 14 to 30, decodes from 40 to 50 and from 60 to 70, gone at 75.
+
+    Then b, alike, from 80 on: its prefill ends at 90 and the last token exists at 100.
+    """
+    steps = [Step(14, 16, 38, 38), Step(40, 10, 58, 58), Step(60, 10, 75, 75), Step(84, 6, 100, 100)]
+    steps = [Step(s.start_ps * MS, s.duration_ps * MS, s.updated_ps * MS, s.sent_ps * MS) for s in steps]
+    toys = [Toy(9 * MS, [0, 1, 2], 30, queued_ps=10 * MS), Toy(80 * MS, [3], 10, queued_ps=80 * MS)]
+    known = facts(**{**KNOWN, "engine": {"max_num_batched_tokens": 30}, **changes})
+    return Result(build(toys, steps, front_end_late_ps=12 * MS), known)
+
+
+def test_the_shares_by_hand() -> None:
+    result = by_hand()
+    block = result.summary["simbatch"]
+    # in the engine from 10 to 75 and from 80 to 100, the device at work for 42 of these 85
+    assert block["time_share"] == pytest.approx({"device": 0.42, "host": 0.43, "front_end": 0.12, "idle": 0.15})
+    # after the first prefill, before it, after the decodes (until 60, until 75), round the second prefill
+    waits = {"none": 0.10 + 0.04, "graph": 0.10 + 0.05, "piecewise": 0.04 + 0.10, "full": 0.10 + 0.04}
+    assert block["host_wait_after"] == pytest.approx(waits)
+    assert block["device_busy_share"] == 0.42
+    text = result.text()
+    assert "Device worked:                           42.00 %" in text
+    assert "Device waited for the host:              43.00 %" in text
+    assert "Device had no requests:                  15.00 %" in text
+    assert "Tokens waited in the front end:          12.00 %" in text
+
+
+def test_nothing_is_said_of_a_host_that_takes_no_time() -> None:
+    result = by_hand(has_host=False, has_front_end=False)
+    block = result.summary["simbatch"]
+    assert block["time_share"] == {"device": 0.42, "host": None, "front_end": None, "idle": pytest.approx(0.58)}
+    assert set(block["host_wait_after"].values()) == {None}
+    assert "waited for the host" not in result.text()
+    assert "front end" not in result.text()
+
+
+def test_a_policy_that_holds_requests_back_is_no_host() -> None:
+    share = by_hand(policy_holds=True).summary["simbatch"]["time_share"]
+    assert share["host"] == pytest.approx(0.43 - 0.04 - 0.04)
+    assert share["idle"] == pytest.approx(0.15 + 0.08)
+
+
+@pytest.mark.parametrize(
+    ("late_ms", "changes", "sentence"),
+    [
+        (
+            (1, 1, 30),
+            {},
+            "of the time the GPU waited for the host, mostly after decode steps, which the GPU ends before the host "
+            "has launched the next one: a faster CPU would help more than a faster GPU.",
+        ),
+        (
+            (30, 1, 1),
+            {},
+            "mostly after steps too large for a CUDA graph: a larger max_num_batched_tokens (now 30) or a larger "
+            "max_cudagraph_capture_size (now 20) would help more than a faster GPU.",
+        ),
+        (
+            (30, 1, 1),
+            {"max_capture_size": 0, "engine": {"max_num_batched_tokens": 99}},
+            "mostly after launches without CUDA graphs (enforce_eager): CUDA graphs would help more than a faster GPU.",
+        ),
+        (
+            (30, 1, 1),
+            {"max_capture_size": 64, "engine": {"max_num_batched_tokens": 99}},
+            "mostly after steps with prefills: fewer steps with prefills, or a faster CPU, would help more than a "
+            "faster GPU.",
+        ),
+        (
+            (5, 1, 0),
+            {"max_capture_size": 64},
+            "17 % of the time the GPU waited for the host, mostly after steps with "
+            "prefills: a larger max_num_batched_tokens (now 30) would shorten that, a faster GPU would not.",
+        ),
+    ],
+)
+def test_the_sentence_names_what_would_help(late_ms: tuple[int, ...], changes: dict[str, Any], sentence: str) -> None:
+    steps, clock = [], 0
+    for pause_ms in late_ms:
+        steps.append(Step(clock, 10 * MS, clock + (10 + pause_ms) * MS))
+        clock = steps[-1].updated_ps
+    known = {**KNOWN, "engine": {"max_num_batched_tokens": 30}, **changes}
+    text = Result(build([Toy(0, [0, 1, 2], 30, queued_ps=0)], steps), facts(**known)).text()
+    assert sentence in " ".join(text.split())
+    share = sum(late_ms) / (30 + sum(late_ms))
+    assert f"{100 * share:.0f} % of the time the GPU waited" in text
+
+
+def test_the_front_end_is_named_when_tokens_wait_there() -> None:
+    sentence = "12 % of the time tokens waited in the front end for those of the step before: more servers"
+    assert sentence in " ".join(by_hand().text().split())
+
+
+def test_between_two_launches_the_batch_is_still_the_batch() -> None:
+    """Three decode steps of 10 ms, 25 ms apart, as one span: 2 requests and 20 blocks until both have left."""
+    steps = [Step(k * 25 * MS, 10 * MS, k * 25 * MS + 24 * MS) for k in range(4)]
+    record = build([Toy(0, [0, 1, 2, 3], queued_ps=0)] * 2, steps)
+    assert record.segments["num_steps"].tolist() == [1, 3]
+    assert record.segments["period_ps"].tolist() == [0, 25 * MS]
+    edges = np.array([0, 99, 100]) * MS
+    assert batch_size(record).mean_per_bin(edges).tolist() == [2, 0]
+    assert used_blocks(record).mean_per_bin(edges).tolist() == [20, 0]
+    known = facts(**KNOWN)
+    worked, waited = shares_per_bin(record, known, np.array([0, 25, 60, 99, 120]) * MS)
+    # the first step 10 of 25 ms; the span 30 of the 60 ms from its begin at 25 to its last end at 85, then the host
+    assert worked.tolist() == pytest.approx([0.4, 0.5, 25 / 2 / 39, 0])
+    assert (worked + waited).tolist() == pytest.approx([1, 1, 1, 0])
+    assert Result(record, known).summary["simbatch"]["device_busy_share"] == pytest.approx(0.4 * 100 / 99)
+
+
+def union_ps(intervals: list[tuple[int, int]]) -> int:
+    total = end = 0
+    for begin, until in sorted(intervals):
+        total += max(until - max(begin, end), 0)
+        end = max(end, until)
+    return total
+
+
+def timed_results(seed: int) -> tuple[RunRecord, RunRecord, RunFacts]:
+    """One run with host times, leaping and step by step, and what is known of it."""
+    case, config = timed_case(seed), timed_case(seed).config
+    known = facts(
+        has_host=config.host is not None,
+        has_front_end=config.front_end is not None,
+        max_capture_size=config.max_capture_size,
+        policy_holds=case.policy.overrides("hold"),
+        engine={"max_num_batched_tokens": config.max_num_batched_tokens},
+    )
+    return case.run(), timed_case(seed).run(spans=False), known
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_leaps_and_steps_say_the_same_and_intervals_side_by_side_too(seed: int) -> None:
+    leapt, walked, known = timed_results(seed)
+    summary, expected = Result(leapt, known).summary, Result(walked, known).summary
+    ours = [{**s, **s["simbatch"]["time_share"], **s["simbatch"]["host_wait_after"]} for s in (summary, expected)]
+    numbers = [{key: value for key, value in each.items() if isinstance(value, int | float)} for each in ours]
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-9, abs=1e-12)
+    share, requests = expected["simbatch"]["time_share"], walked.requests
+    if share["host"] is None or not summary["duration"]:
+        return
+    begun = requests.scheduled_ps >= 0
+    entered = requests.scheduled_ps if known.policy_holds else requests.queued_ps
+    left = np.where(requests.finish_ps < 0, walked.end_ps, requests.finish_ps)
+    inside_ps = union_ps(list(zip(entered[begun].tolist(), left[begun].tolist(), strict=True)))
+    busy_ps = int(walked.segments["duration_ps"].sum())
+    assert share["host"] * summary["duration"] == pytest.approx((inside_ps - busy_ps) / 1e12, rel=1e-9, abs=1e-11)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_the_size_of_the_slices_changes_no_share(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    leapt, _, known = timed_results(8)
+    edges = np.linspace(0, leapt.end_ps, 30).astype(np.int64)
+    whole, whole_bins = Result(leapt, known).summary["simbatch"]["host_wait_after"], shares_per_bin(leapt, known, edges)
+    monkeypatch.setattr("simbatch.sim.engine.record.ROWS_PER_SLICE", size)
+    assert Result(leapt, known).summary["simbatch"]["host_wait_after"] == whole
+    for part, expected in zip(shares_per_bin(leapt, known, edges), whole_bins, strict=True):
+        np.testing.assert_allclose(part, expected, atol=1e-9)

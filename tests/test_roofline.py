@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from simbatch import Scenario, simulate
+from simbatch import simulate
 from simbatch.cli import cli
 from simbatch.profiler.importers.source import StepLimits, sample_steps
 from simbatch.profiler.model.estimates import roofline_profile, scaled_weights_profile
@@ -19,6 +19,7 @@ from simbatch.sim.cost.gpus import GPUS, find_gpu, gpu_of
 from simbatch.sim.cost.model import step_ps_alike
 from simbatch.sim.errors import UserError
 from tests.made_samples import llama, published
+from tests.made_scenarios import fixed, serving
 
 GPU = GPUS["rtx4090"]
 LIMITS = StepLimits((1, 256), (1, 128), (16, 16384), (16, 2048), (0, 16384), 2048, 80_000)
@@ -165,16 +166,7 @@ def test_the_config_of_another_model_is_refused():
 def test_what_rests_on_an_estimate_says_so(tmp_path):
     path = tmp_path / "estimate.json"
     path.write_text(profile_json(roofline_profile(llama(), GPUS["l40s"], model="my/Model")))
-    scenario = {
-        "profile": str(path),
-        "workload": {
-            "num_prompts": 5,
-            "request_rate": 1,
-            "prompt_len": {"distribution": "fixed", "mean": 100},
-            "output_len": {"distribution": "fixed", "mean": 10},
-        },
-    }
-    result = simulate(Scenario.from_dict(scenario, folder=tmp_path))
+    result = simulate(serving(str(path), 5, 1, prompt_len=fixed(100), output_len=fixed(10)))
     assert result.summary["simbatch"]["profile"]["is_estimate"] is True
     assert "(an estimate)" in result.text()
 

@@ -16,7 +16,7 @@ from simbatch.sim.tuning.capacity import Capacity, capacity_limits, find_capacit
 from simbatch.sim.tuning.capacity_report import content, report, shown_metric
 from simbatch.sim.tuning.goal import Limit
 from tests import exit_code
-from tests.sweep_cases import fixed
+from tests.made_scenarios import fixed
 
 STEP_MS, THINK_MS = 10, 40
 LENGTHS = {"prompt_len": fixed(10), "output_len": fixed(1)}
@@ -64,7 +64,6 @@ def test_how_many_users_at_once(workload: dict[str, Any], metric: str, key: str,
     """N users wait (10 N - 90) ms each, so that 14 of them have a mean of 50 ms."""
     write_sessions(tmp_path)
     found = capacity(scenario(workload, tmp_path), f"{metric}=55")
-    assert found.bound is not None
     assert (found.bound.rate, found.load.words) == (14, "users")
     assert found.settings(14) == {key: 14}
     assert content(found, 1)["set"] == f"--set {key}=14"
@@ -203,7 +202,6 @@ def test_capacity_by_sessions() -> None:
     limits = capacity_limits(of, ())
     assert [str(limit) for limit in limits] == ["simbatch.sessions.slo_share.all >= 0.99"]
     found = find_capacity(of, limits, Runner(of, jobs=1), 1)
-    assert found.bound is not None
     users = round(found.bound.rate)
     assert 10 <= users <= 15
     held, more = (simulate(limited({"session_without_thinking_ms": 550}, users=n)).summary for n in (users, users + 1))

@@ -22,7 +22,8 @@ from simbatch.serving.simulated.model import AnswerLengths, MadeUpAnswer, Tokens
 from simbatch.sim.cost.by_name import load_profile, shipped_text
 from simbatch.sim.cost.model import Features, sums_of
 from simbatch.sim.errors import UserError
-from simbatch.sim.scenario import Scenario, resolve
+from simbatch.sim.scenario import resolve
+from tests.made_scenarios import fixed, serving
 
 PROFILE = "h100-llama-3.1-8b-bf16"
 
@@ -47,7 +48,7 @@ def test_flags_are_sorted():
         **{"enforce_eager": True, "cudagraph_capture_sizes": [1, 2, 4]},
         **{"scheduling_policy": "priority", "watermark": 0.01},
     }
-    assert flags.others == ["--api-key", "secret", "-q", "bf16", "--disable-log-stats"]
+    assert [one.words for one in flags.others] == [("--api-key", "secret"), ("-q", "bf16"), ("--disable-log-stats",)]
     assert flags.named == {"api_key": "secret", "quantization": "bf16", "disable_log_stats": ""}
 
 
@@ -61,28 +62,14 @@ def test_what_the_profile_says_is_not_said_again():
 
 def test_vllm_is_told_what_a_simulation_would_run_with():
     options = ServeOptions(PROFILE, flags=("--max-num-seqs", "64", "--no-enable-prefix-caching", "--enforce-eager"))
-    scenario = {
-        "profile": PROFILE,
-        "engine": {"max_num_seqs": 64, "enable_prefix_caching": False, "enforce_eager": True},
-    }
-    lengths = {f"{name}_len": {"distribution": "fixed", "mean": 1} for name in ("prompt", "output")}
-    workload = {"num_prompts": 1, "request_rate": 1, **lengths}
+    engine = {"max_num_seqs": 64, "enable_prefix_caching": False, "enforce_eager": True}
     prepared = prepare(options)
-    simulated = resolve(Scenario.from_dict({**scenario, "workload": workload}))
+    simulated = resolve(serving(PROFILE, 1, 1, engine=engine, prompt_len=fixed(1), output_len=fixed(1)))
     assert prepared.resolved.engine == simulated.engine
     num_blocks = str(simulated.engine.num_gpu_blocks)
-    flags = [
-        "--max-num-seqs",
-        "64",
-        "--max-num-batched-tokens",
-        "8192",
-        "--max-model-len",
-        "131072",
-        "--block-size",
-        "16",
-    ]
-    flags += ["--no-enable-prefix-caching", "--async-scheduling", "--num-gpu-blocks-override", num_blocks]
-    assert list(engine_flags(prepared.resolved)) == flags
+    flags = "--max-num-seqs 64 --max-num-batched-tokens 8192 --max-model-len 131072 --block-size 16 "
+    flags += f"--no-enable-prefix-caching --async-scheduling --num-gpu-blocks-override {num_blocks}"
+    assert " ".join(engine_flags(prepared.resolved)) == flags
     assert prepared.flags[-2:] == ["--served-model-name", PROFILE]
     spec = prepared.spec(Tokens([5, 6], [7]))
     assert (spec.words, spec.closers, spec.is_watched) == ([5, 6], [7], False)
@@ -104,7 +91,7 @@ def test_the_processes_read_the_same_scenario(tmp_path, monkeypatch):
     ("given", "said"),
     [
         ({"flags": ("--max-num-seqs", "x")}, "--max-num-seqs engine.max_num_seqs: must be a whole number (got 'x')"),
-        ({"flags": ("--max-num-seqs",)}, "--max-num-seqs: needs a value"),
+        ({"flags": ("--max-num-seqs",)}, "--max-num-seqs: a value must follow"),
         ({"flags": ("--num-gpu-blocks-override", "9")}, "8 usable blocks of 16 hold 128 tokens (got 131072)"),
         ({"flags": ("--speculative-config", "{}")}, "--speculative-config: does not go with a simulated server"),
         (
@@ -139,22 +126,16 @@ def test_the_plugin_is_installed_and_sleeps(monkeypatch):
 
 
 STEP_TIME = {"base_s": 0.010, "per_prefill_token_s": 1e-5, "per_decode_seq_s": 1e-4}
+PIECEWISE = {"base_s": 0.015, "per_seq_s": 0.001}
 HOST = {
-    "launch": {
-        "graph": {"base_s": 0.004},
-        "piecewise": {"base_s": 0.015, "per_seq_s": 0.001},
-        "none": {"base_s": 0.030},
-    },
+    "launch": {"graph": {"base_s": 0.004}, "piecewise": PIECEWISE, "none": {"base_s": 0.030}},
     "update": {"base_s": 0.001, "per_seq_s": 0.0001},
     "admit": {"base_s": 0.002},
     "lag_s": 0.003,
     "tail_s": 0.0005,
 }
-DECODES, SMALL, LARGE = (
-    Features(*sums_of([], 10, 0)),
-    Features(*sums_of([(100, 0, False)])),
-    Features(*sums_of([(1000, 0, False)])),
-)
+DECODES = Features(*sums_of([], 10, 0))
+SMALL, LARGE = (Features(*sums_of([(num_tokens, 0, False)])) for num_tokens in (100, 1000))
 
 
 class Clock:
@@ -178,11 +159,9 @@ def clock(monkeypatch):
 
 
 def resolved(output_len=None, **profile):
-    lengths = {"prompt_len": {"distribution": "fixed", "mean": 1}}
-    lengths["output_len"] = output_len or {"distribution": "fixed", "mean": 5}
-    workload = {"num_prompts": 1, "request_rate": 1, **lengths}
+    lengths = {"prompt_len": fixed(1), "output_len": output_len or fixed(5)}
     inline = {"num_gpu_blocks": 1000, "step_time": STEP_TIME, **profile}
-    return resolve(Scenario.from_dict({"profile": inline, "workload": workload, "engine": {"async_scheduling": True}}))
+    return resolve(serving(inline, 1, 1, engine={"async_scheduling": True}, **lengths))
 
 
 def test_own_host_times_leave_the_device_alone(clock):

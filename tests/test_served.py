@@ -139,7 +139,7 @@ def test_lines_come_once_across_rotations(tmp_path):
     path = tmp_path / "steps.jsonl"
     file = RotatingFile(path, {"model": "m"}, part_bytes=700)
     file.write(line(0))
-    tail = Tail(path, from_end=True)
+    tail = Tail(path)
     assert tail.facts["model"] == "m"
     found = []
     for number in range(1, 30):
@@ -165,7 +165,7 @@ def test_what_is_no_recorder_s_file_is_one_sentence(tmp_path, monkeypatch):
     other = tmp_path / "other.jsonl"
     other.write_text("not JSON\n")
     with pytest.raises(UserError, match="not valid JSON"):
-        Tail(other, from_end=True)
+        Tail(other)
 
 
 async def waits_beside(task):

@@ -59,8 +59,6 @@ def test_spans_equal_stepping_in_a_cluster(seed: int, name: str) -> None:
 def assert_turns_wait(record: RunRecord, source: ListSource) -> None:
     """Nobody is sent before its own time, or before all that it waits for have ended and its delay has passed."""
     turns, requests = record.turns, record.requests
-    assert turns is not None
-    assert requests.row is not None
     rows, ended = requests.row.tolist(), dict[int, int]()
     sent = dict(zip(rows, requests.arrival_ps.tolist(), strict=True))
     assert len(sent) == len(rows)
@@ -97,7 +95,6 @@ def test_one_user_is_the_serial_sum() -> None:
     source = source_of(chains(4, 3, 1000 * MS, max_sessions=1), [40] * 12, [5] * 12)
     record = simulate(replace(PLAIN, async_scheduling=False), source)
     assert record.end_ps == 12 * 50 * MS + 8 * 1000 * MS
-    assert record.requests.row is not None
     assert record.requests.row.tolist() == list(range(12))
     alone = simulate(
         replace(PLAIN, async_scheduling=False), source_of(chains(4, 3, max_sessions=1), [40] * 12, [5] * 12)
@@ -126,7 +123,6 @@ def test_hashes_of_the_next_turn_name_the_answer() -> None:
     rows = [(0, 600, 500, 0, (1, 2)), (0, 1200, 10, 0, (1, 3, 4)), (0, 600, 40, 0, (1, 9))]
     source = ListSource(rows, hash_block_tokens=512, turns=turns_of([[], [0], []], [0, 0, 0]))
     record = simulate(replace(config, max_num_seqs=1), source)
-    assert record.requests.row is not None
     found = dict(zip(record.requests.row.tolist(), record.requests.num_cached_tokens.tolist(), strict=True))
     assert found == {0: 0, 1: 1088, 2: 512}  # 1,099 tokens computed: 68 blocks
 
@@ -135,7 +131,6 @@ def test_a_rejected_turn_ends_its_session() -> None:
     config = replace(PLAIN, max_model_len=100)
     source = source_of(chains(2, 4), [40, 10, 10, 10, 5, 5, 5, 5], [30] * 4 + [5] * 4)
     record = simulate(config, source)
-    assert record.requests.row is not None
     status = dict(zip(record.requests.row.tolist(), record.requests.status.tolist(), strict=True))
     assert status == {0: FINISHED, 1: FINISHED, 2: REJECTED, 4: FINISHED, 5: FINISHED, 6: FINISHED, 7: FINISHED}
     assert record.num_not_sent == 1
@@ -167,8 +162,6 @@ def test_hits_are_those_of_an_exact_lru(seed: int) -> None:
     if max(row[1] + row[2] for row in source.rows) > 4 * 399:
         return
     record = simulate(config, source)
-    assert record.turns is not None
-    assert record.requests.row is not None
     cache = Cache(399, 4)
     texts = texts_of(record.turns, source)
     by_start = np.argsort(record.requests.scheduled_ps, kind="stable").tolist()

@@ -15,7 +15,8 @@ from simbatch.sim.cost.profile import HOST_KEYS
 from simbatch.sim.files import write_json
 from simbatch.sim.scenario import resolve
 from simbatch.sim.scenario.presets import shipped_scenarios
-from tests.test_cli import run
+from tests import exit_code as run
+from tests.made_scenarios import INLINE, fixed, serving
 
 ROOT = Path(__file__).parents[1]
 AZURE = ROOT.parent / "shared" / "traces" / "azure" / "AzureLLMInferenceTrace_conv.csv"
@@ -96,28 +97,8 @@ def test_the_azure_trace_keeps_its_lengths() -> None:
 
 def test_an_output_that_is_cut_is_counted_and_said() -> None:
     """Prompts of 900 and outputs of 200 where prompt and output may have 1,000 tokens: 100 are produced, as in vLLM."""
-    result = simulate(
-        Scenario.from_dict(
-            {
-                "profile": {
-                    "num_gpu_blocks": 1000,
-                    "step_time": {
-                        "base_s": 0.01,
-                        "per_prefill_token_s": 0,
-                        "per_decode_seq_s": 0,
-                        "per_context_token_s": 0,
-                    },
-                },
-                "engine": {"max_model_len": 1000},
-                "workload": {
-                    "num_prompts": 20,
-                    "request_rate": 1,
-                    "prompt_len": {"distribution": "fixed", "mean": 900},
-                    "output_len": {"distribution": "fixed", "mean": 200},
-                },
-            }
-        )
-    )
+    lengths = {"prompt_len": fixed(900), "output_len": fixed(200)}
+    result = simulate(serving(INLINE, 20, 1, engine={"max_model_len": 1000}, **lengths))
     assert (result.requests["num_output_tokens"] == 100).all()
     assert result.summary["simbatch"]["num_truncated"] == 20
     assert "20 of 20 requests had their output cut" in result.text()

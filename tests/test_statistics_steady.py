@@ -85,44 +85,33 @@ def test_constant_figures_are_known_exactly() -> None:
 def test_single_tokens_have_no_tpot_and_an_e2el() -> None:
     one = {"workload.output_len": {"distribution": "fixed", "mean": 1}}
     block = steady(queue(0.005, 1000, **one))
-    assert block["mean_tpot_ms"] == {
-        "value": None,
-        "low": None,
-        "high": None,
-        "refused": "too short: 0 requests are left, 200 are needed",
-    }
+    refused = "too short: 0 requests are left, 200 are needed"
+    assert block["mean_tpot_ms"] == {"value": None, "low": None, "high": None, "refused": refused}
     assert block["mean_e2el_ms"]["refused"] is None
 
 
+UP_AND_DOWN = "too short: the arrivals go up and down"
+
+
 @pytest.mark.parametrize(
-    ("load", "num_prompts", "changes", "reason"),
+    ("load", "num_prompts", "arrival", "reason"),
     [
         (1.2, 2000, {}, "overloaded"),
         (1.05, 20_000, {}, "overloaded"),  # few wait compared with all that came, and always more
         (0.5, 200, {}, "too short: 17"),
-        (0.5, 2000, {"workload.arrival": {"process": "all_at_once"}}, "nothing arrived over time"),
+        (0.5, 2000, {"process": "all_at_once"}, "nothing arrived over time"),
         (
             0.5,
             2000,
-            {"workload.arrival": {"process": "ramp", "ramp_up_start_rps": 1, "ramp_up_end_rps": 7}},
+            {"process": "ramp", "ramp_up_start_rps": 1, "ramp_up_end_rps": 7},
             "the request rate never stays the same",
         ),
-        (
-            0.5,
-            2000,
-            {"workload.arrival": {"process": "on_off", "request_rate": 8, "on_s": 30, "off_s": 30}},
-            "too short: the arrivals go up and down",
-        ),
-        (
-            0.5,
-            2000,
-            {"workload.arrival": {"process": "daily", "request_rate": 5, "period_s": 100}},
-            "too short: the arrivals go up and down 3.",
-        ),
+        (0.5, 2000, {"process": "on_off", "request_rate": 8, "on_s": 30, "off_s": 30}, UP_AND_DOWN),
+        (0.5, 2000, {"process": "daily", "request_rate": 5, "period_s": 100}, f"{UP_AND_DOWN} 3."),
     ],
 )
-def test_what_is_refused(load: float, num_prompts: int, changes: dict[str, Any], reason: str) -> None:
-    block = steady(queue(load, num_prompts, **changes))
+def test_what_is_refused(load: float, num_prompts: int, arrival: dict[str, Any], reason: str) -> None:
+    block = steady(queue(load, num_prompts, **({"workload.arrival": arrival} if arrival else {})))
     assert block["refused"].startswith(reason)
     assert block["mean_e2el_ms"] == {"value": None, "low": None, "high": None, "refused": None}
     assert reason in next(steady_lines(block, verbose=True))

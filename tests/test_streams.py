@@ -17,7 +17,7 @@ from simbatch.sim.streams import Streams, rebuild_steps
 from simbatch.sim.streams.described import Described
 from simbatch.sim.streams.judge import judge, without_standstills
 from tests import bench_files as files
-from tests.trace_files import read
+from tests.bench_files import read
 
 
 def of(*requests: tuple[float, list[float]], prompt: int = 100) -> Streams:

@@ -19,7 +19,7 @@ from simbatch.sim.search.cells import Cell, CellStore, cells_of, evaluate
 from simbatch.sim.search.run import run_cells
 from simbatch.sim.search.sweep import planned
 from simbatch.sim.search.sweep_grid import grid_of, parse_over
-from tests.sweep_cases import DATA, SEATS, YAML, runs, toy, watched
+from tests.made_scenarios import DATA, SEATS, YAML, runs, toy, watched
 
 CELLS = cells_of(toy(), SEATS, [3, 4])
 EXPECTED = {cell.key: evaluate(cell) for cell in CELLS}

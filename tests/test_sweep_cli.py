@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from simbatch import Scenario, sweep
-from simbatch.sim.scenario.reading.document import parse_document
+from simbatch.sim.scenario.document import parse_document
 from simbatch.sim.search import sweep_plot
 from simbatch.sim.search.sweep import planned
 from simbatch.sim.statistics import mean_interval
 from tests import exit_code as run
-from tests.sweep_cases import WORKLOAD, YAML, toy
+from tests.made_scenarios import WORKLOAD, YAML, toy
 
 ROOT = Path(__file__).parents[1]
 SEATS, RATE, POLICY = "engine.max_num_seqs", "workload.request_rate", "policy.name"
@@ -40,11 +40,8 @@ def test_a_row_has_the_settings_and_every_figure_of_its_cell(file: Path) -> None
         rows = list(csv.DictReader(text))
     table = pq.read_table(folder / "summary.parquet")
     assert table.column_names == list(rows[0])
-    assert [(row[SEATS], row[RATE], row["seed"]) for row in rows[:3]] == [
-        ("1", "2", "3"),
-        ("1", "2", "4"),
-        ("1", "200", "3"),
-    ]
+    first = [(row[SEATS], row[RATE], row["seed"]) for row in rows[:3]]
+    assert first == [("1", "2", "3"), ("1", "2", "4"), ("1", "200", "3")]
     for row, typed in zip(rows, table.to_pylist(), strict=True):
         cell = json.loads((folder / "cells" / f"{row['key']}.json").read_text())
         assert float(row["p99_ttft_ms"]) == typed["p99_ttft_ms"] == cell["p99_ttft_ms"]
@@ -61,13 +58,11 @@ def test_points_are_means_with_their_intervals(file: Path) -> None:
         points = list(csv.DictReader(text))
     rows = pq.read_table("out/summary.parquet").to_pylist()
     for point in points:
-        values = [
-            row["mean_ttft_ms"] for row in rows if (str(row[SEATS]), str(row[RATE])) == (point[SEATS], point[RATE])
-        ]
+        setting = point[SEATS], point[RATE]
+        values = [row["mean_ttft_ms"] for row in rows if (str(row[SEATS]), str(row[RATE])) == setting]
         interval = mean_interval(values).within(0, np.inf)
-        assert [float(point[f"mean_ttft_ms{end}"]) for end in ("", ".low", ".high")] == pytest.approx(
-            [np.mean(values), interval.low, interval.high]
-        )
+        found = [float(point[f"mean_ttft_ms{end}"]) for end in ("", ".low", ".high")]
+        assert found == pytest.approx([np.mean(values), interval.low, interval.high])
         assert point["replications"] == "4"
     assert len(points) == 4
     assert run("sweep", file, "--jobs", 1, "--quiet", "-o", "out") == 0
@@ -104,7 +99,7 @@ def test_dry_run_lists_and_writes_nothing(file: Path, capsys: pytest.CaptureFixt
     assert f"{SEATS}=1 {RATE}=200 seed=4" in out
     assert "8 cells, 0 of them there already; the others take about" in out
     assert not Path("results").exists()
-    assert run("sweep", file, "--quiet") == 0
+    assert run("sweep", file, "--quiet", "--jobs", 1) == 0
     assert run("sweep", file, "--dry-run", "--shard", "1/2", "--json") == 0
     listed = json.loads(capsys.readouterr().out)
     assert [cell["settings"] for cell in listed["cells"]] == [{SEATS: 1, RATE: 2}, {SEATS: 8, RATE: 2}]
@@ -161,7 +156,6 @@ def test_the_picture_fits_what_is_varied(
 ) -> None:
     result = sweep(toy(), over, jobs=1)
     drawing = sweep_plot.choose(result.points, result.keys)
-    assert drawing is not None
     assert (drawing.x, drawing.y, drawing.others) == (x, y, others)
     sweep_plot.write(tmp_path / "a.png", "toy", drawing)
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -1,8 +1,12 @@
-"""`simbatch trace`: what it prints, writes, warns of and refuses."""
+"""`simbatch trace`: what it prints, writes, warns of and refuses; and files as people have them.
+
+Those are ../shared/cases/public: each is answered as its README asks.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,8 @@ from click.testing import CliRunner, Result
 from simbatch.cli.trace import trace
 from simbatch.sim.errors import UserError
 from simbatch.sim.workload.traces.write import WRITE_FORMATS
-from tests.trace_files import read, shared, source_of
+from tests import run_command
+from tests.bench_files import by_key, read, shared, source_of, validated
 
 TABLE = "request_id,arrival_s,num_prompt_tokens,num_output_tokens,priority,colour\n"
 ROWS = "a,0,100,10,0,red\nb,1,100,20,2,red\nc,3,400,30,0,blue\n"
@@ -40,8 +45,7 @@ def refused(*arguments: object) -> str:
 
 def test_describe_prints_the_facts(table: Path) -> None:
     lines = call("describe", table).stdout.splitlines()
-    facts = dict(line.split(":  ", 1) for line in lines if ":  " in line)
-    facts = {name: value.strip() for name, value in facts.items()}
+    facts = dict(re.split(":  +", line, maxsplit=1) for line in lines if ":  " in line)
     assert facts["Format"] == "csv"
     assert facts["Requests"] == "3"
     assert facts["Mean request rate (req/s)"] == "0.667"
@@ -60,7 +64,7 @@ def test_describe_as_json(table: Path) -> None:
 
 
 def test_describe_a_real_trace_with_hashes() -> None:
-    facts = json.loads(call("describe", shared("mooncake/conversation_trace.jsonl"), "--json").stdout)
+    facts = json.loads(call("describe", shared("traces/mooncake/conversation_trace.jsonl"), "--json").stdout)
     assert facts["prefix_blocks"] == {"total": 288_500, "repeated": 105_710, "share": pytest.approx(0.36641, abs=1e-5)}
 
 
@@ -72,14 +76,10 @@ def test_describe_one_request(tmp_path: Path) -> None:
 
 def test_describe_draws_a_picture(table: Path, tmp_path: Path) -> None:
     result = call("describe", table, "-o", tmp_path / "p.png", "--json")
-    json.loads(result.stdout)  # what is said of the picture goes to stderr
+    assert json.loads(result.stdout)  # what is said of the picture goes to stderr
     assert "p.png" in result.stderr
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["p.png", "t.csv"]
-
-
-def test_describe_refuses_another_picture_format_before_reading(table: Path) -> None:
-    assert "must end in .png" in refused("describe", table, "-o", "p.jpg")
 
 
 def test_convert_names_what_is_lost(table: Path, tmp_path: Path) -> None:
@@ -96,11 +96,10 @@ def test_convert_names_what_is_lost(table: Path, tmp_path: Path) -> None:
 def test_convert_tells_the_format_by_the_ending(table: Path, tmp_path: Path) -> None:
     call("convert", table, tmp_path / "out.parquet", "--limit", 2)
     assert read(tmp_path / "out.parquet")["request_id"] == ["a", "b"]
-    assert "add --to: one of azure, burstgpt" in refused("convert", table, tmp_path / "out.txt")
 
 
 def test_convert_splits_hashes_so_that_the_defaults_read_them(tmp_path: Path) -> None:
-    path = shared("mooncake/conversation_trace.jsonl")
+    path = shared("traces/mooncake/conversation_trace.jsonl")
     result = call("convert", path, tmp_path / "out.jsonl", "--limit", 50)
     assert result.stderr == f"warning: {path.name}: 11,981 of its 12,031 rows were left out (limit: 50)\n"
     found = read(tmp_path / "out.jsonl")
@@ -109,7 +108,7 @@ def test_convert_splits_hashes_so_that_the_defaults_read_them(tmp_path: Path) ->
 
 
 def test_convert_can_keep_the_hashes(tmp_path: Path) -> None:
-    path = shared("mooncake/conversation_trace.jsonl")
+    path = shared("traces/mooncake/conversation_trace.jsonl")
     out = tmp_path / "out.csv"
     result = call("convert", path, out, "--out-hash-block-tokens", 512, "--limit", 50)
     assert f"{out} does not say that a hash stands for 512 tokens: read it with hash_block_tokens" in result.stderr
@@ -117,7 +116,7 @@ def test_convert_can_keep_the_hashes(tmp_path: Path) -> None:
 
 
 def test_convert_to_coarser_hashes_warns(tmp_path: Path) -> None:
-    path = shared("sharegpt-llama-3.1-8b-300-sps10.timed_trace.jsonl")
+    path = shared("traces/sharegpt-llama-3.1-8b-300-sps10.timed_trace.jsonl")
     result = call("convert", path, tmp_path / "out.jsonl", "--to", "mooncake")
     assert result.stderr == "warning: hashes of 16 tokens became ones of 512: shorter shared prefixes are lost\n"
     assert source_of(tmp_path / "out.jsonl").format == "mooncake"
@@ -127,10 +126,8 @@ def test_convert_counts_what_it_skipped(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(TABLE + ROWS + "d,4,1,0,0,red\n")
     assert "t.csv:5 num_output_tokens" in refused("convert", tmp_path / "t.csv", tmp_path / "o.csv")
     assert not (tmp_path / "o.csv").exists()
-    assert (
-        "1 row without output tokens was left out"
-        in call("convert", tmp_path / "t.csv", tmp_path / "o.csv", "--on-empty", "skip").stderr
-    )
+    said = call("convert", tmp_path / "t.csv", tmp_path / "o.csv", "--on-empty", "skip").stderr
+    assert "1 row without output tokens was left out" in said
 
 
 def test_a_failed_convert_leaves_what_stood_there(table: Path, tmp_path: Path) -> None:
@@ -184,10 +181,9 @@ def test_generate_from_a_scenario(tmp_path: Path) -> None:
     assert result.stdout == f"30 requests to {out} (jsonl), seed 9\n"
     assert result.stderr.startswith("warning: max_concurrency (4) holds requests back")
     found = read(out)
-    assert found["num_prompt_tokens"] == [164] * 30
+    assert (found["num_prompt_tokens"], set(found["priority"])) == ([164] * 30, {0, 2})
     assert {row[:4] for row in found["hash_ids"]} == {found["hash_ids"][0][:4]}
     assert len({row[4] for row in found["hash_ids"]}) == 30
-    assert set(found["priority"]) == {0, 2}
 
 
 @pytest.mark.parametrize(
@@ -208,15 +204,97 @@ def test_generate_refuses(tmp_path: Path, arguments: tuple[object, ...], said: s
 def test_a_closed_loop_has_no_times_to_write(tmp_path: Path) -> None:
     text = SCENARIO.replace("  request_rate: 2\n", "  arrival: {process: closed_loop}\n")
     (tmp_path / "s.yaml").write_text(text)
-    assert "no arrival times before it is simulated" in refused(
-        "generate", tmp_path / "g.csv", "--scenario", tmp_path / "s.yaml"
-    )
+    said = refused("generate", tmp_path / "g.csv", "--scenario", tmp_path / "s.yaml")
+    assert "no arrival times before it is simulated" in said
 
 
-def test_the_flags_are_named_in_messages(table: Path, tmp_path: Path) -> None:
-    assert refused("describe", table, "--time-unit", "ms").startswith("--time-unit: format csv has arrival_s")
-    assert "--limit: must be at least 1 (got 0)" in refused("describe", table, "--limit", 0)
-    assert refused("describe", tmp_path / "u.csv").startswith(f"{tmp_path}/u.csv: there is no such file")
-    assert "there is no such folder" in refused("convert", table, tmp_path / "no" / "o.csv")
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("describe t.csv -o p.jpg", "must end in .png"),
+        ("describe t.csv --time-unit ms", "--time-unit: format csv has arrival_s"),
+        ("describe t.csv --limit 0", "--limit: must be at least 1 (got 0)"),
+        ("describe u.csv", "u.csv: there is no such file"),
+        ("convert t.csv no/o.csv", "there is no such folder"),
+        ("convert t.csv out.txt", "add --to: one of azure, burstgpt"),
+    ],
+)
+def test_the_flags_are_named_in_messages(table: Path, monkeypatch: pytest.MonkeyPatch, words: str, said: str) -> None:
+    monkeypatch.chdir(table.parent)
+    assert said in refused(*words.split())
     with pytest.raises(click.UsageError):
-        trace.main(["describe", str(table), "--format", "azur"], standalone_mode=False)
+        trace.main(["describe", "t.csv", "--format", "azur"], standalone_mode=False)
+
+
+def case(number: str) -> Path:
+    """A file as somebody has it, in its folder."""
+    return shared(f"cases/public/{number}-*")
+
+
+def described(number: str, *flags: str) -> Any:
+    file = next(path for path in case(number).iterdir() if path.suffix in (".csv", ".jsonl"))
+    return json.loads(call("describe", file, "--json", *flags).stdout)
+
+
+@pytest.mark.parametrize(
+    ("number", "flags", "expected"),
+    [
+        ("01", (), {"duration_s": 6.109}),  # a slice counts from its first request
+        ("02", (), {"num_requests": 3, "duration_s": 82}),  # and so does a late clock
+        ("09", (), {"num_requests": 4}),  # Infinity in a key that nobody reads
+        ("14", ("--sort",), {"duration_s": 70}),  # rows that are not in order
+    ],
+)
+def test_01_02_09_14_are_described(number: str, flags: tuple[str, ...], expected: dict[str, Any]) -> None:
+    assert described(number, *flags).items() >= expected.items()
+
+
+def test_03_04_turns_wait_for_the_ones_before_them(tmp_path: Path, capsys: Any) -> None:
+    for number in ("03", "04"):
+        found = described(number)["sessions"]
+        assert (found["num_sessions"], found["delay_s"]["max"]) == (2, 2)
+        trace = next(case(number).glob("*.jsonl"))
+        (tmp_path / "s.yaml").write_text(f"{{profile: h100-llama-3.1-8b-bf16, workload: {{trace: {{path: {trace}}}}}}}")
+        done = run_command(capsys, "run", tmp_path / "s.yaml", "-o", tmp_path / "out", "--json")
+        assert json.loads(done.out)["duration"] > 2.3, number
+
+
+def test_05_13_usual_names_are_read_and_no_total_is_an_output() -> None:
+    usage = described("05")
+    assert usage["num_output_tokens"]["total"] == 12
+    assert "total_tokens" in usage["ignored_columns"]
+    assert described("13")["num_output_tokens"]["total"] == 161 + 41 + 94
+
+
+def test_07_a_result_without_start_times_takes_its_load_for_the_arrivals(tmp_path: Path, capsys: Any) -> None:
+    file = case("07") / "result.json"
+    content, done = validated(tmp_path, capsys, file, scenario=case("07") / "scenario.yaml")
+    assert done.code == 0
+    assert content["num_requests"] == 4
+    assert "does not say when requests were sent: by its load (2 in flight)" in " ".join(content["notes"])
+    keys = {figure["key"] for figure in content["figures"]}
+    assert {"mean_ttft_ms", "mean_tpot_ms", "mean_e2el_ms"} <= keys
+    assert "request_throughput" not in keys  # its duration of 4 s is not that of its latencies
+    text = call("describe", file).stdout
+    assert "does not say when requests were sent" in text
+    assert re.search(r"^prompt +250 ", text, re.MULTILINE)
+
+
+def test_10_a_guidellm_report_is_read(tmp_path: Path, capsys: Any) -> None:
+    assert "Format:                         guidellm" in call("describe", case("10") / "guidellm.json").stdout
+    llmperf = {f"results_ttft_s_{i}": 0.1 for i in range(300)} | {"mean_input_tokens": 5}
+    (tmp_path / "llmperf.json").write_text(json.dumps(llmperf, indent=1))
+    done = run_command(capsys, "trace", "describe", tmp_path / "llmperf.json")
+    assert (done.code, done.err.count("error:")) == (2, 1)
+    assert len(done.err) < 500 + len(str(tmp_path))
+    assert "Rename it" not in done.err
+
+
+def test_18_a_closed_loop_on_a_slower_profile_is_slower(tmp_path: Path, capsys: Any) -> None:
+    file, scenario = (case("18") / name for name in ("result.json", "scenario.yaml"))
+    content, done = validated(tmp_path, capsys, file, "--bounds", "throughput=7", scenario=scenario)
+    assert done.code == 1
+    throughput = by_key(content)["request_throughput"]
+    assert throughput["median"] == pytest.approx(2.459, abs=0.001)
+    assert throughput["simulated"] == pytest.approx(1.58, abs=0.01)
+    assert throughput["error"] == pytest.approx(-0.357, abs=0.005)

@@ -13,7 +13,7 @@ from simbatch.sim.errors import UserError
 from simbatch.sim.workload import open_workload
 from simbatch.sim.workload.chunk import CHUNK_SIZE
 from simbatch.sim.workload.model import Workload
-from tests.trace_files import read, shared, source_of, write_lines
+from tests.bench_files import read, shared, source_of, write_lines
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 OURS = "request_id,arrival_s,num_prompt_tokens,num_output_tokens"
@@ -27,7 +27,7 @@ OURS = "request_id,arrival_s,num_prompt_tokens,num_output_tokens"
     ],
 )
 def test_the_real_azure_traces_are_read_whole(name: str, count: int, prompts: int, outputs: int, last_ps: int) -> None:
-    found = read(shared(name))
+    found = read(shared(f"traces/{name}"))
     assert len(found["arrival_ps"]) == count
     assert (sum(found["num_prompt_tokens"]), sum(found["num_output_tokens"])) == (prompts, outputs)
     assert (found["arrival_ps"][0], found["arrival_ps"][-1]) == (0, last_ps)
@@ -39,52 +39,41 @@ def test_the_real_azure_traces_are_read_whole(name: str, count: int, prompts: in
     [
         ("mooncake/conversation_trace.jsonl", "mooncake", 12_031, (0, 6758, 500), 288_500),
         ("mooncake/synthetic_trace.jsonl", "mooncake", 3_993, (0, 40160, 6), 121_877),
-        (
-            "sharegpt-llama-3.1-8b-300-sps10.timed_trace.jsonl",
-            "timed_trace",
-            300,
-            (0, 2358, 531),
-            15_942,
-        ),
+        ("sharegpt-llama-3.1-8b-300-sps10.timed_trace.jsonl", "timed_trace", 300, (0, 2358, 531), 15_942),
     ],
 )
 def test_real_traces_with_hashes(
     name: str, trace_format: str, count: int, first: tuple[int, int, int], num_hashes: int
 ) -> None:
-    source = source_of(shared(name))
+    source = source_of(shared(f"traces/{name}"))
     assert (source.format, source.hash_block_tokens) == (trace_format, 512 if trace_format == "mooncake" else 16)
-    found = read(shared(name))
+    found = read(shared(f"traces/{name}"))
     assert len(found["arrival_ps"]) == count
     assert tuple(found[key][0] for key in ("arrival_ps", "num_prompt_tokens", "num_output_tokens")) == first
     assert sum(map(len, found["hash_ids"])) == num_hashes
 
 
 def test_mooncakes_milliseconds() -> None:
-    assert read(shared("mooncake/conversation_trace.jsonl"))["arrival_ps"][-1] == 3_536_999 * 10**9
+    assert read(shared("traces/mooncake/conversation_trace.jsonl"))["arrival_ps"][-1] == 3_536_999 * 10**9
 
 
-def test_azure_2024(tmp_path: Path) -> None:
-    path = tmp_path / "week.csv"
-    rows = [
-        "2024-05-10 00:00:00.009930+00:00,2162,5",
-        "2024-05-10 00:00:01+00:00,2399,6",
-        "2024-05-12 00:00:00.000001Z,1,1",
-    ]
-    path.write_text(AZURE + "\n".join(rows))
-    found = read(path)
-    assert found["arrival_ps"] == [0, PS_PER_S - 9_930_000_000, 2 * 86_400 * PS_PER_S - 9_929_000_000]
-    assert found["num_prompt_tokens"] == [2162, 2399, 1]
-
-
-def test_azure_times_of_other_zones_and_digits(tmp_path: Path) -> None:
-    path = tmp_path / "t.csv"
-    rows = [
-        "2023-12-31 23:59:59.5,1,1",
-        "2024-01-01T01:00:00.123456789+01:00,1,1",
-        "2024-01-01 00:00:00.123456790Z,1,1",
-    ]
-    path.write_text(AZURE + "\n".join(rows))
-    assert read(path)["arrival_ps"] == [0, 623_456_789_000, 623_456_790_000]
+@pytest.mark.parametrize(
+    ("times", "expected_ps"),
+    [
+        (  # as the files of 2024 have them
+            ("2024-05-10 00:00:00.009930+00:00", "2024-05-10 00:00:01+00:00", "2024-05-12 00:00:00.000001Z"),
+            [0, PS_PER_S - 9_930_000_000, 2 * 86_400 * PS_PER_S - 9_929_000_000],
+        ),
+        (  # other zones and digits
+            ("2023-12-31 23:59:59.5", "2024-01-01T01:00:00.123456789+01:00", "2024-01-01 00:00:00.123456790Z"),
+            [0, 623_456_789_000, 623_456_790_000],
+        ),
+    ],
+)
+def test_times_of_azure(tmp_path: Path, times: tuple[str, ...], expected_ps: list[int]) -> None:
+    (tmp_path / "week.csv").write_text(AZURE + "\n".join(f"{time},{2162 + i},5" for i, time in enumerate(times)))
+    found = read(tmp_path / "week.csv")
+    assert (found["arrival_ps"], found["num_prompt_tokens"]) == (expected_ps, [2162, 2163, 2164])
 
 
 def test_burstgpt(tmp_path: Path) -> None:

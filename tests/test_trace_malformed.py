@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from simbatch.sim.errors import UserError
-from tests.trace_files import read, write_lines
+from tests.bench_files import read, write_lines
 
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
 GOOD = "2023-11-16 18:17:03.9799600,4808,10\n"

@@ -8,15 +8,18 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from simbatch.sim.errors import UserError
 from simbatch.sim.workload import open_workload
-from simbatch.sim.workload.formats import FORMATS, OURS, TABLES, arrival_of, length_of
+from simbatch.sim.workload.formats import FORMATS, OURS, TABLES
 from simbatch.sim.workload.model import Workload
+from simbatch.sim.workload.traces.columns import arrival_of, length_of
 from simbatch.sim.workload.traces.times import exact_ps
 from simbatch.sim.workload.traces.write import write_trace
-from tests.trace_files import read, source_of, write_lines
+from tests.bench_files import read, source_of, write_lines
 
 TIMES_S = (0.0, 0.25, 7.5)
 PROMPTS, OUTPUTS = [2105, 900, 1200], [650, 300, 7]
@@ -52,30 +55,30 @@ def rows_of(tool: str) -> list[dict[str, Any]]:
     return [{arrival: value_of(t, how), prompt: p, output: n, "total_tokens": p + n} for t, p, n in lengths]
 
 
-@pytest.mark.parametrize("kind", ["csv", "semicolons", "tabs", "jsonl", "list", "parquet", "csv.gz", "csv.zst"])
-@pytest.mark.parametrize("tool", NAMES)
-def test_usual_names_are_read_used_and_said(tmp_path: Path, tool: str, kind: str) -> None:
-    rows, path = rows_of(tool), tmp_path / f"t.{kind}"
+def write_rows(path: Path, rows: list[dict[str, Any]], kind: str) -> None:
+    """As a kind of file; nested objects where JSON has them."""
     separator = {"semicolons": ";", "tabs": "\t"}.get(kind, ",")
-    lines = [separator.join(rows[0]), *(separator.join(map(str, row.values())) for row in rows)]
+    text = "\n".join([separator.join(rows[0]), *(separator.join(map(str, row.values())) for row in rows)])
     if kind == "parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         pq.write_table(pa.Table.from_pylist(rows), path)
     elif kind == "jsonl":
         write_lines(path, [nested(row) for row in rows])
     elif kind == "list":
         path.write_text(json.dumps([nested(row) for row in rows], indent=1))
     elif kind == "csv.gz":
-        path.write_bytes(gzip.compress("\n".join(lines).encode()))
+        path.write_bytes(gzip.compress(text.encode()))
     elif kind == "csv.zst":
-        import pyarrow as pa
-
         with pa.CompressedOutputStream(str(path), "zstd") as file:
-            file.write("\n".join(lines).encode())
+            file.write(text.encode())
     else:
-        path.write_text("\n".join(lines))
+        path.write_text(text)
+
+
+@pytest.mark.parametrize("kind", ["csv", "semicolons", "tabs", "jsonl", "list", "parquet", "csv.gz", "csv.zst"])
+@pytest.mark.parametrize("tool", NAMES)
+def test_usual_names_are_read_used_and_said(tmp_path: Path, tool: str, kind: str) -> None:
+    path = tmp_path / f"t.{kind}"
+    write_rows(path, rows_of(tool), kind)
     found = read(path)
     assert (found["num_prompt_tokens"], found["num_output_tokens"]) == (PROMPTS, OUTPUTS)
     assert found["arrival_ps"] == SINCE
@@ -143,15 +146,7 @@ def test_every_format_in_every_kind_of_file(tmp_path: Path, name: str, kind: str
     times = [value_of(t, "iso") if form.unit == "iso" else t * (1e3 if form.unit == "ms" else 1) for t in TIMES_S]
     rows = [dict(zip(form.columns[:3], row, strict=True)) for row in zip(times, PROMPTS, OUTPUTS, strict=True)]
     path = tmp_path / f"{name}.{kind}"
-    if kind == "csv":
-        path.write_text("\n".join([",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]))
-    elif kind == "jsonl":
-        write_lines(path, rows)
-    else:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        pq.write_table(pa.Table.from_pylist(rows), path)
+    write_rows(path, rows, kind)
     assert source_of(path).format == (kind if name in OURS else name)
     found = read(path)
     assert (found["arrival_ps"], found["num_prompt_tokens"], found["num_output_tokens"]) == (SINCE, PROMPTS, OUTPUTS)

@@ -20,7 +20,7 @@ from simbatch.sim.workload.model import Workload
 from simbatch.sim.workload.trace_model import TRACE_FORMATS, TraceFormat
 from simbatch.sim.workload.traces.statistics import describe
 from simbatch.sim.workload.traces.write import Losses, Rehash, write_trace
-from tests.trace_files import COLUMNS, read, shared, source_of
+from tests.bench_files import COLUMNS, read, shared, source_of
 
 
 class ListSource:
@@ -106,7 +106,7 @@ def test_azure_counts_from_the_first_request_in_ticks_of_100_ns_and_says_so(chun
 
 @pytest.mark.parametrize("to", ["jsonl", "csv", "parquet", "mooncake", "timed_trace", "azure"])
 def test_the_real_azure_trace_survives_every_format(tmp_path: Path, to: str) -> None:
-    path = shared("azure/AzureLLMInferenceTrace_conv.csv")
+    path = shared("traces/azure/AzureLLMInferenceTrace_conv.csv")
     size = 512 if to == "mooncake" else 16
     count, losses = write_trace(source_of(path), tmp_path / "t", to, hash_block_tokens=size, regroup=False)
     assert (count, losses) == (19_366, {})
@@ -153,7 +153,6 @@ def test_generated_prefixes_are_shared_by_the_same_requests_when_read_back(tmp_p
     source = open_workload(Workload.model_validate({**data, "prefix": prefix}), seed=1, folder=Path())
     write_trace(source, tmp_path / "t.jsonl", "jsonl", hash_block_tokens=16, regroup=True)
     found, drawn = read(tmp_path / "t.jsonl"), next(iter(source.chunks()))
-    assert drawn.hash_ids is not None
     assert shared_tokens(found["hash_ids"], found["num_prompt_tokens"], 16, 16) == [
         [prompt_a // 16 if i == j else 4 if a and a == b else 0 for j, b in enumerate(drawn.hash_ids)]
         for i, (a, prompt_a) in enumerate(zip(drawn.hash_ids, drawn.num_prompt_tokens, strict=True))
@@ -161,7 +160,7 @@ def test_generated_prefixes_are_shared_by_the_same_requests_when_read_back(tmp_p
 
 
 def test_statistics_are_numpys() -> None:
-    path = shared("azure/AzureLLMInferenceTrace_code.csv")
+    path = shared("traces/azure/AzureLLMInferenceTrace_code.csv")
     found, columns = describe(source_of(path)).summary(), read(path)
     times = np.array(columns["arrival_ps"]) / 1e12
     gaps = np.diff(times)

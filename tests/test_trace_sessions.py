@@ -18,7 +18,7 @@ from simbatch.sim.workload.model import Workload
 from simbatch.sim.workload.traces.statistics import describe
 from simbatch.sim.workload.traces.write import Losses, write_trace
 from simbatch.sim.workload.turns import Turns, awaited_of, turns_in
-from tests.trace_files import read, source_of, write_lines
+from tests.bench_files import read, source_of, write_lines
 
 Row = dict[str, Any]
 AGENT: list[Row] = [  # two sub-requests beside each other, and a turn that waits for both
@@ -93,7 +93,6 @@ def test_aiperfs_rows_with_a_list_of_turns_and_no_times(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "t.jsonl", [{"turns": turns}, {"session_id": "b", "turns": turns[:1]}])
     source = source_of(path, prompt_is="new")
     found = turns_in(source)
-    assert found is not None
     assert source.format == "mooncake"
     assert list(found.session) == [0, 0, 1]
     assert list(found.delay_ps) == [0, 2 * 10**9, 0]
@@ -160,7 +159,6 @@ def test_a_turn_that_is_left_out_hands_on_whom_it_waits_for(tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"t.jsonl:1 num_output_tokens: a request needs output tokens"):
         turns_of_file(path)
     source = source_of(path, on_empty="skip")
-    assert source.turns is not None
     assert awaited_of(source.turns) == [[], [0], [1]]
     assert list(source.turns.delay_ps)[1:] == [0, 12 * PS_PER_S]
     assert len(next(source.chunks())) == 3
@@ -172,10 +170,8 @@ def test_users_tenants_and_classes_are_of_sessions(tmp_path: Path) -> None:
     data = {"trace": {"path": str(path)}, "max_concurrency": 3, "tenants": {"x": 0.5, "y": 0.5}}
     source = open_workload(Workload.model_validate(data), seed=1, folder=Path())
     turns = turns_in(source)
-    assert turns is not None
     assert (turns.max_sessions, source.max_concurrency) == (3, None)
     tenants = next(source.chunks()).tenant
-    assert tenants is not None
     assert tenants[:20] == tenants[20:40] == tenants[40:]
     assert set(tenants) == {"x", "y"}
 
@@ -221,7 +217,6 @@ def test_system_prompts_of_a_file_have_one_length(tmp_path: Path) -> None:
     rows = [row("a", 0, num_system_tokens=3), row("b", 0, num_system_tokens=3, system_prompt="x")]
     rows += [row("c", 0, num_system_tokens=3, system_prompt="x"), row("d", 0)]
     turns = source_of(write_lines(tmp_path / "t.jsonl", [*rows, row("a", None)])).turns
-    assert turns is not None
     assert (turns.num_system_tokens, list(turns.system or ())) == (3, [0, 1, 1, 2])
     with pytest.raises(UserError, match=r":2 num_system_tokens: all system prompts have one length, and others here "):
         turns_in(source_of(write_lines(tmp_path / "t.jsonl", [rows[0], row("a", None, num_system_tokens=4)])))
@@ -261,7 +256,6 @@ def test_sessions_are_written_and_drawn_anew_whole(
     path = write_lines(folder / "t.jsonl", rows)
     source = source_of(path)
     turns, chunk = source.turns, next(source.chunks())
-    assert turns is not None
     write_trace(source, folder / f"u.{to}", to, hash_block_tokens=16, regroup=False)
     again = source_of(folder / f"u.{to}")
     assert (again.turns, next(again.chunks()).arrival_ps) == (turns, chunk.arrival_ps)
@@ -270,7 +264,6 @@ def test_sessions_are_written_and_drawn_anew_whole(
         Workload.model_validate({"trace": {"path": str(path), "resample_blocks": 2}}), seed=seed, folder=Path()
     )
     copies, copied = turns_in(drawn), next(drawn.chunks())
-    assert copies is not None
     assert copies.num_sessions == turns.num_sessions
     names = copied.request_id or []
     assert len(set(names)) == len(names) == len(copies)

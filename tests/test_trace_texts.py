@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from simbatch import Scenario, UserError, simulate
 from simbatch.sim.workload.traces.texts import Texts
 from simbatch.sim.workload.turns import awaited_of, turns_in
-from tests.trace_files import read, source_of, write_lines
+from tests.bench_files import read, source_of, write_lines
 
 
 def said(*texts: object, system: str = "") -> list[dict[str, object]]:
@@ -42,7 +42,6 @@ def test_a_turn_is_all_before_an_answer(tmp_path: Path) -> None:
     assert chunk.num_prompt_tokens == [120, 160, 101]
     assert chunk.num_output_tokens == [30, 30, 1]
     turns = turns_in(source)
-    assert turns is not None
     assert awaited_of(turns) == [[], [0], []]
     first, second, other = chunk.hash_ids or []
     assert (len(first), len(second), len(other)) == (7, 10, 6)

@@ -11,23 +11,21 @@ import pytest
 
 from simbatch import Scenario, UserError, simulate
 from simbatch.serving.options import SCHEDULER_CLASS, PolicyOptions
+from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.scenario import resolve
 from simbatch.sim.search.run import Runner
 from simbatch.sim.tuning import Tuned, tune, tune_files
 from simbatch.sim.tuning.goal import Goal, Limit, metric_of
 from simbatch.sim.tuning.space import SEQS, TOKENS, Axis, Space, axes_of, default_axes, seat_counts
 from simbatch.sim.tuning.tune_files import content, picture_axes
-from simbatch.sim.tuning.vllm_flags import policy_refusal, set_flags, simbatch_run, vllm_serve
+from simbatch.sim.tuning.vllm_flags import policy_refusal, set_flags, simbatch_run, vllm_serve, weight_notes
+from tests.made_scenarios import fixed, uniform
 
+AT_ONCE = {"process": "all_at_once"}
 SCENARIO: dict[str, Any] = {
     # every decode costs, so that seats buy throughput with latency: 10 ms and 1 ms for each
     "profile": {"num_gpu_blocks": 2000, "step_time": {"base_s": 0.01, "per_decode_seq_s": 0.001}},
-    "workload": {
-        "num_prompts": 80,
-        "arrival": {"process": "all_at_once"},
-        "prompt_len": {"distribution": "uniform", "min": 20, "max": 60},
-        "output_len": {"distribution": "fixed", "mean": 20},
-    },
+    "workload": {"num_prompts": 80, "arrival": AT_ONCE, "prompt_len": uniform(20, 60), "output_len": fixed(20)},
     "slo": {"tpot_ms": 30},
     "seed": 3,
 }
@@ -82,7 +80,6 @@ def test_the_pareto_set_of_a_trade_off_is_every_setting_and_has_a_knee() -> None
     goal = Goal((metric_of("throughput", "x"), metric_of("p99_tpot_ms", "x")))
     tuned = tune(seats(), goal, Runner(scenario(), jobs=1), wants_knee=True)
     assert {trial.settings.get(SEQS, 256) for trial in tuned.front} >= set(SEATS)
-    assert tuned.knee is not None
     assert tuned.best is tuned.front[tuned.knee.index]
     assert tuned.best.settings[SEQS] in (4, 8, 16, 32)
 
@@ -149,9 +146,7 @@ def test_nothing_is_simulated_twice_and_replications_share_seeds() -> None:
 
 def test_the_winner_meets_fresh_seeds() -> None:
     tuned = search(seats(), "p99_tpot_ms=20", confirm=4)
-    assert tuned.confirmation is not None
     assert tuned.confirmation.seeds == [4, 5, 6, 7]
-    assert tuned.confirmation.difference is not None
     assert tuned.confirmation.difference.high < 0  # the limit costs throughput, against the scenario without it
 
 
@@ -216,13 +211,36 @@ def test_a_policy_that_vllm_cannot_run_is_said() -> None:
             "h100-llama-3.1-70b-fp8-kvfp8-tp2",
             "Llama-3.1-70B --quantization fp8 --kv-cache-dtype fp8 --tensor-parallel-size 2 --max-model-len 131072",
         ),
-        ("rtx4090-llama-3.1-8b-awq", "Llama-3.1-8B --quantization awq --max-model-len 120224"),
+        ("rtx4090-llama-3.1-8b-awq", "Llama-3.1-8B --max-model-len 120224"),
     ],
 )
 def test_the_command_holds_the_model_as_it_was_measured(profile: str, flags: str) -> None:
     assert vllm_serve(scenario(profile=profile), {}) == f"vllm serve meta-llama/{flags}"
     given = vllm_serve(scenario(profile=profile), {"engine.kv_cache_dtype": "auto"})  # the profile's own, as without it
     assert given == f"vllm serve meta-llama/{flags}"
+
+
+@pytest.mark.parametrize(
+    ("own", "profile", "settings", "flags"),
+    [
+        ("me/Llama-8B-tuned", "rtx4090-llama-3.1-8b-bf16", {}, "me/Llama-8B-tuned --max-model-len 32768"),
+        ("me/Llama-8B-AWQ", "rtx4090-llama-3.1-8b-awq", {}, "me/Llama-8B-AWQ --max-model-len 120224"),
+        ("me/Llama-8B-FP8", "h100-llama-3.1-8b-fp8", {}, "me/Llama-8B-FP8 --max-model-len 131072"),
+        ("me/Llama-8B", "h100-llama-3.1-8b-fp8", {}, "me/Llama-8B --quantization fp8 --max-model-len 131072"),
+        (  # another model than the one that is named
+            "me/Llama-8B",
+            "h100-llama-3.1-8b-bf16",
+            {"profile": "h200-qwen3-32b-bf16"},
+            "Qwen/Qwen3-32B --max-model-len 40960",
+        ),
+    ],
+)
+def test_the_command_names_the_scenarios_own_checkpoint(own: str, profile: str, settings: dict, flags: str) -> None:
+    mine = scenario(profile=profile, model=own)
+    assert vllm_serve(mine, settings) == f"vllm serve {flags}"
+    assert weight_notes(mine, load_profile(profile, folder=Path())) == []
+    other = load_profile("h100-llama-3.1-8b-awq", folder=Path())  # other weights need another checkpoint
+    assert f"in place of {own};" in weight_notes(mine, other)[0]
 
 
 @pytest.mark.parametrize(

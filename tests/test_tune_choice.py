@@ -23,15 +23,11 @@ from simbatch.sim.tuning.study import Search, _places, _surface, by_worth
 from simbatch.sim.tuning.tune_files import content
 from simbatch.sim.tuning.tune_report import report
 from tests import exit_code
+from tests.made_scenarios import INLINE, fixed, serving, uniform
 
 SCENARIO: dict[str, Any] = {
     "profile": {"num_gpu_blocks": 2000, "step_time": {"base_s": 0.01, "per_decode_seq_s": 0.001}},
-    "workload": {
-        "num_prompts": 300,
-        "request_rate": 5,
-        "prompt_len": {"distribution": "uniform", "min": 20, "max": 60},
-        "output_len": {"distribution": "uniform", "min": 10, "max": 40},
-    },
+    "workload": {"num_prompts": 300, "request_rate": 5, "prompt_len": uniform(20, 60), "output_len": uniform(10, 40)},
     "slo": {"ttft_ms": 60, "tpot_ms": 14},
     "seed": 3,
 }
@@ -184,13 +180,7 @@ THROUGHPUT = metric_of("throughput", "--maximize")
 
 @pytest.fixture(scope="module")
 def space() -> Space:
-    scenario = Scenario.from_dict(
-        {
-            "profile": {"num_gpu_blocks": 2000, "step_time": {"base_s": 0.01}},
-            "workload": {"num_prompts": 5, "request_rate": 1, "prompt_len": {"distribution": "fixed", "mean": 9}}
-            | {"output_len": {"distribution": "fixed", "mean": 9}},
-        }
-    )
+    scenario = serving({**INLINE, "num_gpu_blocks": 2000}, 5, 1, prompt_len=fixed(9), output_len=fixed(9))
     return Space(scenario, [Axis(SEQS, SEATS), Axis(TOKENS, BUDGETS)])
 
 

@@ -20,8 +20,7 @@ from simbatch import simulate
 from simbatch.sim.cost.by_name import shipped_text
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario, resolve
-from simbatch.sim.scenario.reading.document import MAX_VALUES, parse_document
-from simbatch.sim.scenario.reading.syntax import parse_plain
+from simbatch.sim.scenario.document import MAX_VALUES, parse_document, parse_plain
 from tests import exit_code, run_command
 from tests.test_docs import blocks, checkout
 

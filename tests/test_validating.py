@@ -14,7 +14,7 @@ from simbatch import Scenario, UserError
 from simbatch.profiler.validate import Bounds, ComparedFigure, is_within
 from simbatch.profiler.validate.matching import as_resolved, check_can_run, engine_options
 from simbatch.serving.options import PolicyOptions
-from simbatch.sim.metrics.run_figures import Metric
+from simbatch.sim.metrics.registry import Metric
 from simbatch.sim.scenario import resolve
 from tests import Done, exit_code, run_command
 from tests import bench_files as files

@@ -188,20 +188,8 @@ def recorded(tmp_path, change=None):
     """The scenario's own simulation, as `vllm bench serve --save-detailed` would write it down."""
     result = simulate(Scenario.load(write(tmp_path, trace=True)), steps=True)
     requests = result.requests
-    ends = [[] for _ in range(len(requests))]
-    for step in result.record.steps:
-        for index, tokens, before in step.scheduled:
-            if before + tokens >= requests["num_prompt_tokens"][index]:
-                ends[index].append(step.end_ps / 1e12)
-    bench = {
-        "start_times": (requests["arrival_s"] + 17).tolist(),
-        "ttfts": requests["ttft_s"].tolist(),
-        "itls": [np.diff(times).tolist() for times in ends],
-        "latencies": requests["e2el_s"].tolist(),
-        "input_lens": requests["num_prompt_tokens"].tolist(),
-        "output_lens": requests["num_output_tokens"].tolist(),
-        "errors": [""] * len(requests),
-    }
+    felt = {"ttfts": requests["ttft_s"].tolist(), "latencies": requests["e2el_s"].tolist()}
+    bench = {key: value for key, value in files.vllm(result, **felt).items() if key in BENCH}
     if change is not None:
         change(bench)
     file = tmp_path / "bench.json"

@@ -148,7 +148,6 @@ def test_chunks_do_not_change_the_times(process: dict[str, Any], seed: int, num_
 def draw(n: int = 200_000, folder: Path = Path(), **length: Any) -> Any:
     data = {"num_prompts": 1, "request_rate": 1, "prompt_len": length, "output_len": length}
     model = Workload.model_validate(data).prompt_len
-    assert model is not None
     return length_draw(model, folder=folder, of="num_prompt_tokens")(np.random.default_rng(1), n)
 
 

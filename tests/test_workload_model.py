@@ -16,7 +16,7 @@ from simbatch.sim.search.loads import at_rate, rates_of
 from simbatch.sim.workload import RequestSource, open_workload
 from simbatch.sim.workload.chunk import CHUNK_SIZE
 from simbatch.sim.workload.model import Workload
-from tests.sweep_cases import fixed, uniform
+from tests.made_scenarios import fixed, uniform
 
 BASE: dict[str, Any] = {"num_prompts": 10, "request_rate": 2, "prompt_len": fixed(10), "output_len": fixed(10)}
 DRAWN: dict[str, Any] = {

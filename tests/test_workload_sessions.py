@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from simbatch import Scenario, sweep
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.errors import UserError
-from simbatch.sim.scenario.chance import has_chance
+from simbatch.sim.scenario import has_chance
 from simbatch.sim.scheduler.names import PrefixKeys, as_ranges, cut, num_alike, num_in, one_by_one
 from simbatch.sim.search.loads import at_rate, of_rates
 from simbatch.sim.workload import RequestSource, open_workload
@@ -21,7 +21,7 @@ from simbatch.sim.workload.chunk import CHUNK_SIZE, RequestChunk
 from simbatch.sim.workload.model import Workload
 from simbatch.sim.workload.traces.write import write_trace
 from simbatch.sim.workload.turns import Turns, awaited_of, rate_of, turns_in, turns_of
-from tests.trace_files import source_of
+from tests.bench_files import source_of
 
 UNIFORM = {"distribution": "uniform", "min": 1, "max": 5}
 FIXED = {"distribution": "fixed", "mean": 10}
@@ -103,7 +103,6 @@ def test_sessions_that_begin_at_a_rate() -> None:
     scenario = Scenario.from_dict({"profile": inline, "workload": {"sessions": section}})
     source = open_workload(scenario.workload, seed=0, folder=Path())
     chunk, turns = next(source.chunks()), turns_in(source)
-    assert turns is not None
     begins = [ps for ps, num in zip(chunk.arrival_ps, turns.num_awaited, strict=True) if not num]
     assert begins == sorted(begins)
     assert begins[0] > 0
@@ -119,8 +118,6 @@ def test_drawn_sessions_are_written_with_who_waits(tmp_path: Path) -> None:
     source = open_workload(workload, seed=3, folder=Path())
     write_trace(source, tmp_path / "t.jsonl", "jsonl", hash_block_tokens=16, regroup=True)
     found, turns = source_of(tmp_path / "t.jsonl").turns, turns_in(source)
-    assert found is not None
-    assert turns is not None
     for name in ("session", "turn", "parent", "delay_ps"):
         assert getattr(found, name) == getattr(turns, name)
     read, written = awaited_of(found), awaited_of(turns)

@@ -9,14 +9,12 @@ from pathlib import Path
 
 from simbatch.profiler.fit.report import plot_fit
 from simbatch.profiler.profile.batches import plot_memory, plot_throughput
-from simbatch.profiler.profile.measure import Measurement, check_not_begun, open_samples
+from simbatch.profiler.profile.measure import Budget, Measurement, check_not_begun, open_samples
 from simbatch.profiler.profile.sections import FittedSections, fit_measured
 from simbatch.profiler.profile.session import MeasuringSession, MeasuringTraffic, Spans
-from simbatch.profiler.profile.stopping import Budget
 from simbatch.profiler.records.samples import EngineFacts, Samples
-from simbatch.profiler.server import Tail, look
+from simbatch.profiler.server import attached
 from simbatch.profiler.server.client import Driver
-from simbatch.profiler.server.http import Endpoint
 from simbatch.profiler.server.start import EngineOptions, check_model, require_vllm, started
 from simbatch.serving.processes import run_loop
 from simbatch.sim.cost.by_name import write_profile
@@ -97,79 +95,64 @@ def check_start(options: EngineOptions, files: Files, *, resume: bool) -> None:
     check_not_begun(files.samples, resume=resume)
 
 
-def measure_profile(
-    target: EngineOptions | Running,
-    files: Files,
-    *,
-    budget: Callable[[], Budget],
-    resume: bool,
-    seed: int,
-    command: str,
-    progress: Progress,
-    say: Callable[[str], None],
-) -> MeasuredFit:
-    """Measure until it is enough, fit, write; the samples stay whatever happens. `budget` starts after vLLM's start."""
-    with _server(target, files, resume=resume) as running:
-        done, why = run_loop(_measure(target, running, files, budget, resume, seed, command, progress))
-    kept = done.kept
-    steps = running_steps(files, running)
-    say(f"fitting {len(kept.samples.steps):,} steps of waves, and all that the recorder wrote")
-    fitted = fit_measured(kept.samples, done.by_model, steps, command=command)
-    write_profile(fitted.profile, files.profile)
-    throughput, memory, fit = files.pictures
-    if kept.samples.batches:
-        plot_throughput(kept.samples.batches, fitted.profile.name, throughput)
-        plot_memory(kept.samples.batches, kept.samples.engine, fitted.profile.name, memory)
-    plot_fit(fitted.of_samples, fit)
-    return MeasuredFit(kept.samples, fitted, why)
+@dataclass(frozen=True)
+class Measuring:
+    """One measurement: of vLLM with these options, or of a server that is there; `budget` starts after vLLM's start."""
 
+    target: EngineOptions | Running
+    files: Files
+    budget: Callable[[], Budget]
+    resume: bool
+    seed: int
+    command: str
+    progress: Progress
+    say: Callable[[str], None]
 
-def running_steps(files: Files, running: Running) -> list[Path]:
-    """All files of steps that were recorded for this profile."""
-    own = files.all_steps
-    return own if running.steps in own else [*own, running.steps]
+    def run(self) -> MeasuredFit:
+        """Measure until it is enough, fit, write; the samples stay whatever happens."""
+        files = self.files
+        with self._server() as running:
+            done, why = run_loop(self._measure(running))
+        samples, steps = done.kept.samples, files.all_steps
+        steps += [] if running.steps in steps else [running.steps]
+        self.say(f"fitting {len(samples.steps):,} steps of waves, and all that the recorder wrote")
+        fitted = fit_measured(samples, done.by_model, steps, command=self.command)
+        write_profile(fitted.profile, files.profile)
+        throughput, memory, fit = files.pictures
+        if samples.batches:
+            plot_throughput(samples.batches, fitted.profile.name, throughput)
+            plot_memory(samples.batches, samples.engine, fitted.profile.name, memory)
+        plot_fit(fitted.of_samples, fit)
+        return MeasuredFit(samples, fitted, why)
 
+    @contextmanager
+    def _server(self) -> Iterator[Running]:
+        if isinstance(self.target, Running):
+            yield self.target
+            return
+        before, traffic = self.files.all_steps, self.files.traffic("*")
+        if not self.resume:
+            for path in (*before, *traffic.parent.glob(traffic.name)):
+                path.unlink()
+        with started(self.target, self.files.steps(1 + len(before) * self.resume), self.files.log) as server:
+            yield Running(server.url, server.steps)
 
-@contextmanager
-def _server(target: EngineOptions | Running, files: Files, *, resume: bool) -> Iterator[Running]:
-    if isinstance(target, Running):
-        yield target
-        return
-    before = files.all_steps
-    if not resume:
-        for path in (*before, *files.traffic("*").parent.glob(files.traffic("*").name)):
-            path.unlink()
-    with started(target, files.steps(1 + len(before) * resume), files.log) as server:
-        yield Running(server.url, server.steps)
-
-
-async def _measure(
-    target: EngineOptions | Running,
-    running: Running,
-    files: Files,
-    budget: Callable[[], Budget],
-    resume: bool,
-    seed: int,
-    command: str,
-    progress: Progress,
-) -> tuple[Measurement, str]:
-    tail = Tail(running.steps, from_end=True)
-    server = await look(Endpoint.of(running.url), running.model)  # whose first step tells the workers' memory
-    await tail.settled()
-    facts = engine_of(tail.facts, target, command, seed)
-    kept = open_samples(files.samples, facts, resume=resume)
-    driver, spans = Driver(server.endpoint, server.model), Spans()
-    session = MeasuringSession(driver, facts, int(tail.facts["vocab_size"]), seed, spans)
-    traffic = MeasuringTraffic(server, session, spans, files.traffic)
-    try:
-        limited = budget()
-        with progress(limited) as tell:
-            measurement = Measurement(session, spans, tail, kept, traffic, seed, limited, tell)
-            return measurement, await measurement.run()
-    finally:
-        kept.writer.close()
-        driver.close()
-        tail.close()
+    async def _measure(self, running: Running) -> tuple[Measurement, str]:
+        server, tail = await attached(running.url, running.steps, running.model)
+        facts = engine_of(tail.facts, self.target, self.command, self.seed)
+        kept = open_samples(self.files.samples, facts, resume=self.resume)
+        driver, spans = Driver(server.endpoint, server.model), Spans()
+        session = MeasuringSession(driver, facts, int(tail.facts["vocab_size"]), self.seed, spans)
+        traffic = MeasuringTraffic(server, session, spans, self.files.traffic)
+        try:
+            limited = self.budget()
+            with self.progress(limited) as tell:
+                measurement = Measurement(session, spans, tail, kept, traffic, self.seed, limited, tell)
+                return measurement, await measurement.run()
+        finally:
+            kept.writer.close()
+            driver.close()
+            tail.close()
 
 
 def engine_of(said: dict[str, object], target: EngineOptions | Running, command: str, seed: int) -> EngineFacts:

@@ -110,10 +110,10 @@ def batch_table(rows: Sequence[dict[str, Any]], facts: EngineFacts, shares: Sequ
         cells = (
             str(row["batch_size"]),
             f"{row['output_throughput']:,.0f}",
-            _ms(row["step_ms"]),
-            _ms(row["ttft_ms"]),
-            _ms(row["tpot_ms"]),
-            _ms(row["e2el_ms"]),
+            ms_text(row["step_ms"]),
+            ms_text(row["ttft_ms"]),
+            ms_text(row["tpot_ms"]),
+            ms_text(row["e2el_ms"]),
             f"{row['kv_blocks']:,} of {facts.num_gpu_blocks - 1:,}",
             f"{row['kv_bytes_per_seq'] / MIB:,.2f}",
             "-" if share is None else f"{share:.0%}",
@@ -142,7 +142,8 @@ def batch_notes(rows: Sequence[dict[str, Any]], facts: EngineFacts, no_roofline:
     return notes
 
 
-def _ms(value: float | None) -> str:
+def ms_text(value: float | None) -> str:
+    """Two decimals up to a second, none above."""
     return "-" if value is None else f"{value:,.2f}" if value < 1000 else f"{value:,.0f}"
 
 

@@ -223,7 +223,7 @@ class MeasuringTraffic:
             raise UserError(
                 Problem(f"the server at {self.server.endpoint.url}", f"is gone: {error}", mend=mend)
             ) from None
-        served = ServedRun([client.rows[index] for index in sorted(client.rows)], {"cpu_share": client.cpu_share}, 0)
+        served = ServedRun(client.sent, {"cpu_share": client.cpu_share}, 0)
         write_all(
             self.path_of(name).parent,
             {

@@ -1,6 +1,7 @@
 """One real run, in the form that a simulation has: the same metrics, curves and pictures serve both.
 
-Where a recorder was in its server: when requests were taken in, and which steps were done.
+Where a recorder was in its server: when requests were taken in, and which steps were done. What is compared of runs
+beside a simulation's: the steps of the real engine (`step_figures`) and the turns of sessions (`turn_figures`).
 """
 
 from __future__ import annotations
@@ -9,18 +10,20 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simbatch.profiler.records.lines import RecordedRequest, RecordedStep, durations_s
-from simbatch.sim.clock import PS_PER_S
+from simbatch.sim.clock import PS_PER_MS, PS_PER_S
 from simbatch.sim.cost.host import WindowCost
-from simbatch.sim.cost.model import Features, sums_of
+from simbatch.sim.cost.model import CostModel, Features, step_ps, sums_of
 from simbatch.sim.engine.record import NEVER_PS, SEGMENT_DTYPE, RequestColumns, RunRecord
 from simbatch.sim.metrics.columns import RunFacts
-from simbatch.sim.metrics.run_figures import Metric
+from simbatch.sim.metrics.registry import Metric
+from simbatch.sim.metrics.sessions import SessionFigures
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.workload.turns import Turns
 
@@ -190,3 +193,49 @@ def seen_outside(
         event_loop_cpu_s=0.0,
         turns=turns,
     )
+
+
+def step_figures(runs: Sequence[RealRun], cost: CostModel) -> list[dict[str, Any]]:
+    """Per regime: how many steps, what they took on average and what the profile says of them, ms."""
+    found: dict[str, list[tuple[float, int]]] = {"decode-only": [], "with prefills": []}
+    for run in runs:
+        for step, took_s in durations_s(run.lines):
+            pair = took_s * PS_PER_S, step_ps(cost, features(step, cost.windows))
+            found["with prefills" if step.prefills else "decode-only"].append(pair)
+    return [_regime(regime, np.array(pairs, dtype=np.float64)) for regime, pairs in found.items() if pairs]
+
+
+def _regime(regime: str, pairs: NDArray[np.float64]) -> dict[str, Any]:
+    real_ms, profile_ms = pairs.mean(axis=0) / PS_PER_MS
+    figures = {"real_ms": float(real_ms), "profile_ms": float(profile_ms), "error": float(profile_ms / real_ms - 1)}
+    return {"regime": regime, "num_steps": len(pairs), **figures}
+
+
+def turn_figures(real: Sequence[RealRun], simulated: RealRun) -> list[dict[str, Any]]:
+    """A row a turn of sessions (0: the first): the mean TTFT, ms, and the share of prompts from the prefix cache.
+
+    Each is the median of the `real` runs beside the `simulated` one; None where nothing was measured. No rows without
+    sessions, or where a real run's requests are not known.
+    """
+    own, theirs = SessionFigures.of(simulated.record), [SessionFigures.of(run.record) for run in real]
+    known = [figures for figures in theirs if figures is not None]
+    if own is None or not known or len(known) < len(theirs):
+        return []
+    tells = any(run.record.requests.num_cached_tokens.any() for run in real)
+    every = [{row["turn"]: row for row in figures.by_turn()} for figures in known]
+    rows = []
+    for row in own.by_turn():
+        beside = [by_turn[row["turn"]] for by_turn in every if row["turn"] in by_turn]
+        both = {
+            key: {"real": _median([each[key] for each in beside]), "simulated": row[key]}
+            for key in ("mean_ttft_ms", "cached_tokens_share")
+        }
+        if not tells:
+            both["cached_tokens_share"]["real"] = None
+        rows.append({name: row[name] for name in ("turn", "last_turn", "num_requests")} | both)
+    return rows
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return median(there) if there else None

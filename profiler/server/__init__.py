@@ -146,21 +146,28 @@ FIRST_LINES_WAIT_S = 10.0  # for the first lines: they are there before the serv
 QUIET_S = 0.15  # the recorder looks 20 times a second for lines to write
 
 
-class Tail:
-    """Follows one server's file across its rotations; `facts` are what its first line says."""
+async def attached(url: str, steps: Path, model: str | None = None) -> tuple[Server, Tail]:
+    """Who serves at `url`, and what its recorder writes from now on: its first step has told the workers' memory."""
+    tail = Tail(steps)
+    server = await look(Endpoint.of(url), model)
+    await tail.settled()
+    return server, tail
 
-    def __init__(self, path: Path, *, from_end: bool = False) -> None:
+
+class Tail:
+    """Follows one server's file from its end on, across its rotations; `facts` are what its first line says."""
+
+    def __init__(self, path: Path) -> None:
         self._path, self._rest = path, b""
         self._first, self._kept = b"", list[bytes]()
         self.facts: dict[str, Any] = {}
         self._file = self._open()
-        if from_end:
-            try:
-                self.new()
-            except UserError:
-                self.close()
-                raise
-            self._kept.clear()
+        try:
+            self.new()
+        except UserError:
+            self.close()
+            raise
+        self._kept.clear()
 
     def new(self) -> list[RecordedStep | RecordedRequest]:
         """Steps and requests, in the order of the file."""

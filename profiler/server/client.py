@@ -84,6 +84,11 @@ class Client:
         self.late_s: list[float] = []  # after its moment was each request sent
 
     @property
+    def sent(self) -> list[Sent]:
+        """What was sent, in the order of the requests."""
+        return [self.rows[index] for index in sorted(self.rows)]
+
+    @property
     def origin_s(self) -> float:
         """Time 0 of the run, s of `time.monotonic`."""
         return self._origin_s

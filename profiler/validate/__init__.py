@@ -14,12 +14,10 @@ from functools import cached_property
 from statistics import median
 from typing import Any
 
-from simbatch.profiler.records.real_run import AnyRun, RealRun
-from simbatch.profiler.validate.parts import UNTOLD_HITS, step_figures, turn_figures
+from simbatch.profiler.records.real_run import AnyRun, RealRun, step_figures, turn_figures
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.metrics.registry import REGISTRY, SESSIONS
-from simbatch.sim.metrics.run_figures import Metric
+from simbatch.sim.metrics.registry import REGISTRY, SESSIONS, Metric
 
 STATISTICS = ("mean", "median", "p90", "p99")
 LATENCIES = ("ttft", "tpot", "e2el")
@@ -184,6 +182,10 @@ def _latency(statistic: str, name: str) -> Metric:
     return REGISTRY[f"{statistic}_{name}_ms"]
 
 
+UNTOLD_HITS = (
+    "hit rates by turn left out: the server does not tell how much of a prompt it found in its cache "
+    "(vllm serve --enable-prompt-tokens-details), or found nothing"
+)
 REAL = "real: "  # what notes on a real run begin with
 NOISY = 0.15  # a spread of a mean that makes its error worth little
 

@@ -21,9 +21,8 @@ from simbatch.profiler.records import Requests
 from simbatch.profiler.records.real_run import RealRun, ToldRun, simulated_run
 from simbatch.profiler.records.recorded import AnyRecorded, Recorded, of_bench
 from simbatch.profiler.records.samples import EngineFacts
-from simbatch.profiler.server import Server, Tail, look
+from simbatch.profiler.server import Server, attached
 from simbatch.profiler.server.client import Driver
-from simbatch.profiler.server.http import Endpoint
 from simbatch.profiler.server.result import KeptRuns
 from simbatch.profiler.server.start import EngineOptions, started
 from simbatch.profiler.validate import REAL, Bounds, Validation
@@ -230,11 +229,9 @@ def validate_engine(
     wanted = options.with_extra(enable_prompt_tokens_details=True)  # prefix-cache hits of each request
     with ExitStack() as stack:
         running = stack.enter_context(started(wanted, folder / STEPS_FILE, log))
-        tail = Tail(running.steps)
+        server, tail = run_loop(attached(running.url, running.steps))
         stack.callback(tail.close)
         how = replace(how, url=running.url)
-        server = run_loop(look(Endpoint.of(running.url), None))
-        run_loop(tail.settled())
         facts = engine_of(tail.facts, options, "", options.seed)
         if facts.gpu == "cpu":
             run_loop(_warm_up(server, facts, int(tail.facts["vocab_size"]), told))

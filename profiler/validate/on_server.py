@@ -179,11 +179,10 @@ class Sender:
         """What has come back so far, and what was recorded meanwhile."""
         late_ms = 1000 * np.array(self.client.late_s or [0.0])
         kept_up = {"late_ms_p99": float(np.percentile(late_ms, 99)), "late_ms_max": float(late_ms.max())}
-        rows = [self.client.rows[index] for index in sorted(self.client.rows)]
         client = {**kept_up, "cpu_share": self.client.cpu_share}
         if self.live is not None:
             client["made_up_tokens"] = self.live.num_made_up
-        return ServedRun(rows, client, self.prompt_seed, self.client.origin_s, lines)
+        return ServedRun(self.client.sent, client, self.prompt_seed, self.client.origin_s, lines)
 
     def _turn(self, request: Request) -> bytes:
         """A turn as it is sent."""

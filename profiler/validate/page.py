@@ -11,12 +11,13 @@ from simbatch.profiler.validate.many import SHOWN, Many
 from simbatch.profiler.validate.pictures import LATENCIES, REAL, SIMULATED, latencies_of, panels_of
 from simbatch.profiler.validate.report import (
     HEADERS,
+    STEP_COLUMNS,
     TURN_COLUMNS,
     cells_of_many,
     figure_cells,
     figure_headers,
+    step_cells,
     text_of,
-    text_of_many,
     turn_cells,
     verdict,
 )
@@ -25,7 +26,6 @@ from simbatch.sim.report.console import setting_text
 from simbatch.sim.report.page.charts import PageChart, Panel, Trace, distribution, is_wide, line, points, span
 from simbatch.sim.report.page.page import PageTable, ReportPage, settings_tables, trust_rows
 from simbatch.sim.report.run_pictures import NUM_BINS, binned
-from simbatch.sim.text import number
 
 WARNED = "simulated: "  # what a note begins with that is a warning of the simulation
 
@@ -131,19 +131,9 @@ def _time_chart(found: Validation) -> Iterator[PageChart]:
 
 
 def _steps(found: Validation) -> Iterator[PageTable]:
-    rows = [
-        (
-            row["regime"],
-            f"{row['num_steps']:,}",
-            number(row["real_ms"], 3),
-            number(row["profile_ms"], 3),
-            "" if row["error"] is None else f"{row['error']:+.1%}",
-        )
-        for row in found.steps
-    ]
-    if rows:
+    if found.steps:
         title = "Where an error comes from: the real engine's steps, and what the profile says of them"
-        yield PageTable(title, ("steps", "number", "real, mean (ms)", "profile (ms)", "error"), rows)
+        yield PageTable(title, STEP_COLUMNS, [step_cells(row) for row in found.steps])
 
 
 def _turns(found: Validation) -> Iterator[PageTable]:
@@ -181,7 +171,7 @@ def _many_page(found: Many) -> ReportPage:
         trust=[*trust_rows(ours)],
         scenario=facts.scenario,
         seeds=[facts.seed],
-        text=text_of_many(found),
+        text=text_of(found),
     )
 
 

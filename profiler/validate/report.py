@@ -18,9 +18,9 @@ SECTIONS = {
 }
 
 
-def text_of(validation: Validation) -> str:
+def text_of(found: Validation | Many) -> str:
     """The whole report."""
-    return "\n".join(wrapped(_parts(validation)))
+    return "\n".join(wrapped(_parts_of_many(found) if isinstance(found, Many) else _parts(found)))
 
 
 def _parts(validation: Validation) -> Iterator[str]:
@@ -92,15 +92,20 @@ def _group(figure: ComparedFigure) -> str:
 
 def _step_table(validation: Validation) -> list[str]:
     title = "where an error comes from: the real engine's own steps, and what the profile says of them"
-    rows = []
-    for row in validation.steps:
-        error = "" if row["error"] is None else f"{row['error']:+.1%}"
-        figures = (number(row["real_ms"], 3), number(row["profile_ms"], 3), error)
-        rows.append((row["regime"], f"{row['num_steps']:,}", *figures))
+    rows = [step_cells(row) for row in validation.steps]
     if validation.admission_ms is not None:
         real, profile = (number(validation.admission_ms[side], 3) for side in ("real", "profile"))
         rows.append(("taking a request in", "", real, profile, ""))
-    return [title, "", *table(("steps", "number", "real, mean (ms)", "profile (ms)", "error"), rows)]
+    return [title, "", *table(STEP_COLUMNS, rows)]
+
+
+STEP_COLUMNS = ("steps", "number", "real, mean (ms)", "profile (ms)", "error")
+
+
+def step_cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a regime's steps have below `STEP_COLUMNS`."""
+    times = (number(row["real_ms"], 3), number(row["profile_ms"], 3))
+    return (row["regime"], f"{row['num_steps']:,}", *times, f"{row['error']:+.1%}")
 
 
 TURN_COLUMNS = ("turn", "requests", "mean TTFT, real (ms)", "simulated", "error", "from the cache, real", "simulated")
@@ -131,11 +136,6 @@ HEADERS = {"mean_ttft_ms": "TTFT", "mean_tpot_ms": "TPOT", "mean_e2el_ms": "E2EL
 MAX_NAME = 34  # characters of a run in the table
 MAX_OUTSIDE = 5  # runs that are named
 MAX_NOTES = 12  # sentences that hold for some of the runs
-
-
-def text_of_many(many: Many) -> str:
-    """The whole report."""
-    return "\n".join(wrapped(_parts_of_many(many)))
 
 
 def _parts_of_many(many: Many) -> Iterator[str]:

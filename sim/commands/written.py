@@ -169,6 +169,7 @@ def scenario_text(profile: str, about: str, served: Served, offered: Offered, gi
         "",
         *_chosen_by(given),
         _line(f"profile: {_flow(profile)}", about),
+        _line(f"model: {_flow(served.model)}", "as `vllm serve` lines name it"),
         *_engine(served, given),
         *_cluster(served, given),
         "",

@@ -44,12 +44,16 @@ class CostModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LinearCost:
-    """Four terms: base, prefill tokens, decodes, and context (computed before + scheduled now, over all entries)."""
+    """Four terms: base, prefill tokens, decodes, and context (computed before + scheduled now, over all entries).
+
+    Where steps are padded to CUDA graphs (`capture_sizes`), padding costs as many tokens of its kind, without context.
+    """
 
     base_ps: int
     per_prefill_token_ps: int
     per_decode_seq_ps: int
     per_context_token_ps: int
+    capture_sizes: tuple[int, ...] = ()
 
     @property
     def decode_context_ps(self) -> int:
@@ -63,51 +67,23 @@ class LinearCost:
 
     def decode_ps(self, num_decodes: int, /) -> int:
         """A decode-only step but for its context: the token that a decode computes now counts as context too."""
-        return self.base_ps + (self.per_decode_seq_ps + self.per_context_token_ps) * num_decodes
+        num_computed = padded(num_decodes, self.capture_sizes)
+        return self.base_ps + self.per_decode_seq_ps * num_computed + self.per_context_token_ps * num_decodes
 
     def mixed_ps(
         self, num_decodes: int, decode_context: int, prefill_tokens: int, prefill_context: int, prefill_attention: int
     ) -> int:
         """A step with any prefill, in full: `prefill_attention` costs nothing here."""
         del prefill_attention
+        num_tokens, padding = num_decodes + prefill_tokens, 0
+        if self.capture_sizes:
+            padding = padded(num_tokens, self.capture_sizes) - num_tokens
         return (
             self.base_ps
-            + self.per_prefill_token_ps * prefill_tokens
+            + self.per_prefill_token_ps * (prefill_tokens + padding)
             + self.per_decode_seq_ps * num_decodes
             + self.per_context_token_ps * (decode_context + num_decodes + prefill_context)
         )
-
-
-@dataclass(frozen=True, slots=True)
-class PaddedLinearCost:
-    """Four terms where steps are padded to CUDA graphs: padding costs as many tokens of its kind, without context."""
-
-    cost: LinearCost
-    capture_sizes: tuple[int, ...]
-
-    @property
-    def decode_context_ps(self) -> int:
-        """What one token of context costs in a decode-only step, ps."""
-        return self.cost.decode_context_ps
-
-    @property
-    def windows(self) -> WindowCost | None:
-        """None."""
-        return None
-
-    def decode_ps(self, num_decodes: int, /) -> int:
-        """A decode-only step but for its context, ps."""
-        padding = padded(num_decodes, self.capture_sizes) - num_decodes
-        return self.cost.decode_ps(num_decodes) + self.cost.per_decode_seq_ps * padding
-
-    def mixed_ps(
-        self, num_decodes: int, decode_context: int, prefill_tokens: int, prefill_context: int, prefill_attention: int
-    ) -> int:
-        """A step with any prefill, in full, ps."""
-        num_tokens = num_decodes + prefill_tokens
-        padding = padded(num_tokens, self.capture_sizes) - num_tokens
-        plain = self.cost.mixed_ps(num_decodes, decode_context, prefill_tokens, prefill_context, prefill_attention)
-        return plain + self.cost.per_prefill_token_ps * padding
 
 
 def padded(count: int, capture_sizes: Sequence[int]) -> int:

@@ -13,7 +13,6 @@ from simbatch.sim.cost.host import NoiseDraws, WindowCost, ratio_table
 from simbatch.sim.cost.model import (
     CostModel,
     LinearCost,
-    PaddedLinearCost,
     PiecewiseLinear,
     TwoRegimeCost,
     attention_of,
@@ -49,15 +48,15 @@ class LinearStepTime(Strict):
         _check_positive(self.cost_model())
         return self
 
-    def cost_model(self, capture_sizes: Sequence[int] = ()) -> LinearCost | PaddedLinearCost:
+    def cost_model(self, capture_sizes: Sequence[int] = ()) -> LinearCost:
         """The cost model, rounded to ps; `capture_sizes` rise, and are heeded where steps are padded."""
-        cost = LinearCost(
+        return LinearCost(
             base_ps=to_ps(self.base_s),
             per_prefill_token_ps=to_ps(self.per_prefill_token_s),
             per_decode_seq_ps=to_ps(self.per_decode_seq_s),
             per_context_token_ps=to_ps(self.per_context_token_s),
+            capture_sizes=tuple(capture_sizes) if self.padded else (),
         )
-        return PaddedLinearCost(cost, tuple(capture_sizes)) if self.padded and capture_sizes else cost
 
 
 class Knots(Strict):

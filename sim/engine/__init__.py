@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import simpy
 
 from simbatch.sim.clock import to_s
@@ -16,13 +17,19 @@ from simbatch.sim.cost.host import HostDraws, NoiseDraws
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.engine.cluster import Switch
 from simbatch.sim.engine.explain import Event, Watch
-from simbatch.sim.engine.front_end import FrontEnd
 from simbatch.sim.engine.leap import Leap
 from simbatch.sim.engine.listener import Listener
-from simbatch.sim.engine.members import ClusterRun, Member, front_end_of, prefix_keys
-from simbatch.sim.engine.record import RunRecord
+from simbatch.sim.engine.members import (
+    ClusterRun,
+    Member,
+    front_end_of,
+    has_times,
+    network_ps_of,
+    prefix_keys,
+    replica_of,
+)
+from simbatch.sim.engine.record import SEGMENT_DTYPE, TOKEN_DTYPE, RunRecord
 from simbatch.sim.engine.recorder import Recorder
-from simbatch.sim.engine.replica import Replica
 from simbatch.sim.engine.sessions import traffic_of
 from simbatch.sim.engine.stepwise import Stepwise
 from simbatch.sim.plugins.policy import Policy
@@ -65,30 +72,13 @@ class Run:
         listener: Listener | None = None,
         env: simpy.Environment | None = None,
     ) -> None:
-        front = front_end_of(config)
-        self.config = config
+        self.config, self.source = config, source
         self.env = env or simpy.Environment(0)
-        self.recorder = Recorder(keep_steps=steps, is_timed=config.host is not None or front is not None)
-        network_ps = config.front_end.network_ps if config.front_end else 0
-        keys = prefix_keys([config], source)
-        self.source = source
-        traffic = self.traffic = traffic_of(source, self.recorder, config.max_model_len, keys, progress, network_ps)
-        self.front_end: FrontEnd | None = None
-        if front is not None:
-            limits = config.max_num_queued_reqs, config.max_num_queued_tokens
-            self.front_end = FrontEnd(front, config.api_server_count, traffic, self.recorder.refused, *limits)
-        self.replica = Replica(
-            self.env,
-            config,
-            cost,
-            policy,
-            self.front_end or traffic,
-            self.recorder,
-            self.front_end.left if self.front_end else traffic.left,
-            noise=noise,
-            host_noise=host_noise,
-            listener=listener,
-        )
+        self.recorder = Recorder(keep_steps=steps, is_timed=has_times(config))
+        keys, network_ps = prefix_keys([config], source), network_ps_of(config)
+        self.traffic = traffic_of(source, self.recorder, config.max_model_len, keys, progress, network_ps)
+        member = Member(config, cost, policy, noise, host_noise)
+        self.replica = replica_of(self.env, member, self.traffic, self.recorder, listener)
         leap = Leap(self.replica) if spans else None
         self.stepwise = Stepwise(self.replica, leap)
         self.env.process(self.stepwise.run())
@@ -99,13 +89,22 @@ class Run:
         for request in replica.unfinished():
             self.recorder.left(request)
         replica.close()
-        return self.recorder.record(
-            self.config,
-            replica.now_ps,
-            event_loop_cpu_s,
+        network_ps, recorder = network_ps_of(self.config), self.recorder
+        return RunRecord(
+            requests=recorder.columns(network_ps),
+            segments=np.frombuffer(recorder.segments, dtype=SEGMENT_DTYPE),
+            gaps=np.array(recorder.gaps, dtype=np.int64),
             num_preemptions=scheduler.num_preemptions,
             num_recomputed_tokens=scheduler.num_recomputed_tokens,
-            front_end_late_ps=self.front_end.late_ps if self.front_end else 0,
+            num_truncated=recorder.num_truncated,
+            end_ps=replica.now_ps,
+            num_gpu_blocks=self.config.num_gpu_blocks,
+            block_size=self.config.block_size,
+            client_overhead_ps=network_ps,
+            event_loop_cpu_s=event_loop_cpu_s,
+            steps=recorder.steps,
+            tokens=np.frombuffer(recorder.tokens, dtype=TOKEN_DTYPE) if recorder.is_timed else None,
+            front_end_late_ps=replica.front_end.late_ps if replica.front_end else 0,
             turns=turns_in(self.source),
             num_not_sent=self.traffic.num_not_sent,
         )

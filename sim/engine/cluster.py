@@ -237,18 +237,13 @@ class Published:
         cached = [replica.kv.cached() if self._wants_cached else None for replica in self.cluster.replicas]
         self._snapshots = [Snapshot(r.shown_at(at_ps), c) for r, c in zip(self.cluster.replicas, cached, strict=True)]
 
-    def num_running(self, index: int) -> int:
-        """Requests that hold a seat."""
-        return self._state(index)[0]
-
-    def num_waiting(self, index: int) -> int:
-        """Requests in the engine's queue."""
-        return self._state(index)[1]
-
-    def kv_use(self, index: int) -> float:
-        """Share of the KV blocks that requests hold."""
-        usable = self.cluster.replicas[index].kv.num_usable
-        return 1 - self._state(index)[2] / usable
+    def state(self, index: int) -> tuple[int, int, int]:
+        """Requests that hold a seat, requests in the engine's queue, and free KV blocks."""
+        replica = self.cluster.replicas[index]
+        if self.refresh_ps:
+            return self._snapshots[index].state if self._snapshots else (0, 0, replica.kv.num_usable)
+        self.cluster.bring_up(index)
+        return replica.shown_at(self.cluster.now_ps)
 
     def num_cached(self, index: int, request: Request) -> int:
         """How many blocks of the prompt, from the first on, are in the prefix cache."""
@@ -261,10 +256,3 @@ class Published:
         if known is None:
             return 0
         return num_known(request.prompt_names(kv.block_size), lambda name: known.get(name, 0))
-
-    def _state(self, index: int) -> tuple[int, int, int]:
-        replica = self.cluster.replicas[index]
-        if self.refresh_ps:
-            return self._snapshots[index].state if self._snapshots else (0, 0, replica.kv.num_usable)
-        self.cluster.bring_up(index)
-        return replica.shown_at(self.cluster.now_ps)

@@ -33,14 +33,8 @@ class GatewayRequest(SentView):
 class Publisher(Protocol):
     """What a replica publishes of itself: as of its last schedule(), or of the last refresh."""
 
-    def num_running(self, index: int) -> int:
-        """Requests that hold a seat."""
-
-    def num_waiting(self, index: int) -> int:
-        """Requests in the engine's queue."""
-
-    def kv_use(self, index: int) -> float:
-        """Share of the KV blocks that requests hold."""
+    def state(self, index: int) -> tuple[int, int, int]:
+        """Requests that hold a seat, requests in the engine's queue, and free KV blocks."""
 
     def num_cached(self, index: int, request: Request) -> int:
         """How many blocks of the prompt, from the first on, are in the prefix cache."""
@@ -73,17 +67,17 @@ class GatewayReplica:
     @property
     def num_running(self) -> int:
         """Requests that hold a seat."""
-        return self._shown.num_running(self.index)
+        return self._shown.state(self.index)[0]
 
     @property
     def num_waiting(self) -> int:
         """Requests in the engine's queue."""
-        return self._shown.num_waiting(self.index)
+        return self._shown.state(self.index)[1]
 
     @property
     def kv_use(self) -> float:
         """Share of the KV blocks that requests hold, from 0 to 1."""
-        return self._shown.kv_use(self.index)
+        return 1 - self._shown.state(self.index)[2] / (self.num_gpu_blocks - 1)
 
     def cached_tokens(self, request: GatewayRequest) -> int:
         """How many tokens of the prompt, from the first on, are in the prefix cache."""

@@ -11,7 +11,7 @@ import numpy as np
 import simpy
 from numpy.typing import NDArray
 
-from simbatch.sim.cost.host import FrontEndTimes, HostDraws, HostTimes, NoiseDraws
+from simbatch.sim.cost.host import FrontEndTimes, HostDraws, NoiseDraws
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.engine.cluster import Cluster, Published, Switch
 from simbatch.sim.engine.front_end import FrontEnd
@@ -21,10 +21,9 @@ from simbatch.sim.engine.listener import Listener
 from simbatch.sim.engine.record import SEGMENT_DTYPE, TOKEN_DTYPE, ReplicaLog, RunRecord
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.replica import Replica
-from simbatch.sim.engine.resources import Host
 from simbatch.sim.engine.sessions import traffic_of
 from simbatch.sim.engine.stepwise import Stepwise
-from simbatch.sim.engine.traffic import Lane
+from simbatch.sim.engine.traffic import Lane, Traffic
 from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.plugins.router import Router
 from simbatch.sim.scheduler.config import EngineConfig
@@ -37,6 +36,8 @@ if TYPE_CHECKING:
 
 ROUTER_STREAM = 0x5EED2073
 ANY_LENGTH = 1 << 62  # a replica cuts outputs itself
+# what a run of all replicas has as the sum of theirs
+ADDED_UP = ("num_preemptions", "num_recomputed_tokens", "num_truncated", "num_gpu_blocks", "front_end_late_ps")
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,8 @@ class ClusterRun:
         self.members, self.source = members, source
         self.env = simpy.Environment(0)
         configs = [member.config for member in members]
-        self.networks_ps = [config.front_end.network_ps if config.front_end else 0 for config in configs]
-        is_timed = len(set(self.networks_ps)) > 1 or any(
-            config.host is not None or front_end_of(config) is not None for config in configs
-        )
+        self.networks_ps = [network_ps_of(config) for config in configs]
+        is_timed = len(set(self.networks_ps)) > 1 or any(map(has_times, configs))
         self.recorder = Recorder(keep_steps=steps, is_timed=is_timed)
         self.recorder.replica = self.recorder.new_column()
         keys = prefix_keys(configs, source)
@@ -88,7 +87,9 @@ class ClusterRun:
             Lane(i, self.traffic, self.gateway.left, member.config.max_model_len, network_ps)
             for i, (member, network_ps) in enumerate(zip(members, self.networks_ps, strict=True))
         ]
-        self.replicas = [self._replica(i, listeners[i] if listeners else None) for i in range(len(members))]
+        told: Sequence[Listener | None] = listeners or [None] * len(members)
+        parts = zip(members, self.lanes, self.recorders, told, strict=True)
+        self.replicas = [replica_of(self.env, *each) for each in parts]
         loops = [Stepwise(replica, Leap(replica) if spans else None) for replica in self.replicas]
         self.cluster = published.cluster = Cluster(
             self.env,
@@ -103,32 +104,6 @@ class ClusterRun:
         )
         self.gateway.start()
         self.env.process(self.cluster.run())
-
-    def _replica(self, index: int, listener: Listener | None) -> Replica:
-        member, lane, recorder = self.members[index], self.lanes[index], self.recorders[index]
-        config, times = member.config, front_end_of(member.config)
-        front_end = None
-        if times is not None:
-            limits = config.max_num_queued_reqs, config.max_num_queued_tokens
-            front_end = FrontEnd(times, config.api_server_count, lane, recorder.refused, *limits)
-            lane.on_sent = front_end.plan
-        host = None
-        if recorder.is_timed:
-            host = Host(config.host or HostTimes(), config.max_capture_size, member.host_noise)
-        return Replica(
-            self.env,
-            config,
-            member.cost,
-            member.policy,
-            front_end or lane,
-            recorder,
-            front_end.left if front_end else lane.left,
-            noise=member.noise,
-            host_noise=member.host_noise,
-            listener=listener,
-            host=host,
-            lane=lane,
-        )
 
     def record(self, event_loop_cpu_s: float) -> RunRecord:
         """What happened, once the environment has nothing more to do."""
@@ -148,17 +123,13 @@ class ClusterRun:
             requests=recorder.columns(each_ps),
             segments=segments,
             gaps=np.concatenate([log.gaps for log in logs]),
-            num_preemptions=sum(log.num_preemptions for log in logs),
-            num_recomputed_tokens=sum(log.num_recomputed_tokens for log in logs),
-            num_truncated=sum(log.num_truncated for log in logs),
+            **{name: sum(getattr(log, name) for log in logs) for name in ADDED_UP},
             end_ps=max(log.end_ps for log in logs),
-            num_gpu_blocks=sum(log.num_gpu_blocks for log in logs),
             block_size=logs[0].block_size,
             client_overhead_ps=min(self.networks_ps),
             event_loop_cpu_s=event_loop_cpu_s,
             steps=None if recorder.steps is None else [row for each in self.recorders for row in each.steps or ()],
             tokens=tokens if recorder.is_timed else None,
-            front_end_late_ps=sum(log.front_end_late_ps for log in logs),
             replicas=logs,
             num_sent_again=self.cluster.num_sent_again,
             num_lost_tokens=self.cluster.num_lost_tokens,
@@ -207,6 +178,43 @@ def _joined(logs: list[bytearray], dtype: np.dtype[np.void]) -> tuple[NDArray[np
         joined[part] = np.frombuffer(bytes(log), dtype=dtype)
         log.clear()
     return joined, slices
+
+
+def replica_of(
+    env: simpy.Environment, member: Member, feed: Traffic | Lane, recorder: Recorder, listener: Listener | None
+) -> Replica:
+    """The engine of a member, behind a front end if requests do not pass it at once."""
+    config, times = member.config, front_end_of(member.config)
+    lane = feed if isinstance(feed, Lane) else None
+    inbox: Traffic | Lane | FrontEnd = feed
+    if times is not None:
+        limits = config.max_num_queued_reqs, config.max_num_queued_tokens
+        inbox = front_end = FrontEnd(times, config.api_server_count, feed, recorder.refused, *limits)
+        if lane is not None:
+            lane.on_sent = front_end.plan
+    return Replica(
+        env,
+        config,
+        member.cost,
+        member.policy,
+        inbox,
+        recorder,
+        inbox.left,
+        noise=member.noise,
+        host_noise=member.host_noise,
+        listener=listener,
+        lane=lane,
+    )
+
+
+def has_times(config: EngineConfig) -> bool:
+    """Whether host or front end take time, so that tokens come after the device's end."""
+    return config.host is not None or front_end_of(config) is not None
+
+
+def network_ps_of(config: EngineConfig) -> int:
+    """What the network takes from the server to the client."""
+    return config.front_end.network_ps if config.front_end else 0
 
 
 def front_end_of(config: EngineConfig) -> FrontEndTimes | None:

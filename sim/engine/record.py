@@ -191,22 +191,11 @@ class RunRecord:
         log, requests = self.replicas[index], self.requests
         assert requests.replica is not None
         own = requests.only(np.flatnonzero(requests.replica == index))
-        return replace(
-            self,
-            requests=own,
-            segments=self.segments[log.rows],
-            tokens=None if self.tokens is None else self.tokens[log.token_rows],
-            gaps=log.gaps,
-            num_preemptions=log.num_preemptions,
-            num_recomputed_tokens=log.num_recomputed_tokens,
-            num_truncated=log.num_truncated,
-            end_ps=log.end_ps,
-            num_gpu_blocks=log.num_gpu_blocks,
-            block_size=log.block_size,
-            front_end_late_ps=log.front_end_late_ps,
-            steps=None,
-            replicas=(),
-        )
+        tokens = None if self.tokens is None else self.tokens[log.token_rows]
+        known = {each.name for each in fields(self)}
+        alike = {each.name: getattr(log, each.name) for each in fields(log) if each.name in known}
+        rows: dict[str, Any] = {"requests": own, "segments": self.segments[log.rows], "tokens": tokens, "steps": None}
+        return replace(self, **rows, **alike, replicas=())
 
     @cached_property
     def num_steps(self) -> int:

@@ -12,20 +12,15 @@ from simbatch.sim.engine.record import (
     FINISHED,
     REFUSED,
     REJECTED,
-    SEGMENT_DTYPE,
-    TOKEN_DTYPE,
     UNFINISHED,
     RequestColumns,
-    RunRecord,
     StepRow,
 )
 from simbatch.sim.scheduler.request import NEVER, Request
 
 if TYPE_CHECKING:
     from simbatch.sim.engine.resources import Step
-    from simbatch.sim.scheduler.config import EngineConfig
     from simbatch.sim.workload.chunk import RequestChunk
-    from simbatch.sim.workload.turns import Turns
 
 
 REQUEST_COLUMNS = (
@@ -156,24 +151,12 @@ class Recorder:
         self.reason[request.index] = reason
 
     def finished(self, request: Request) -> None:
-        """A request has all its tokens; what is as it was expected need not be written."""
-        i = request.index
-        self.status[i] = FINISHED
-        self.scheduled_ps[i] = request.scheduled_ps
-        self.first_token_ps[i] = request.first_token_ps
-        self.finish_ps[i] = request.finish_ps
-        self.num_output_tokens[i] = request.max_tokens
-        if self.is_timed:  # as `_write_sent`, one frame less for each request
-            self.queued_ps[i] = request.queued_ps
-            self.first_sent_ps[i] = request.first_sent_ps
-            self.finish_sent_ps[i] = request.finish_sent_ps
-        if request.num_cached_tokens:
-            self.num_cached_tokens[i] = request.num_cached_tokens
-        if request.num_preemptions:
-            self.num_preemptions[i] = request.num_preemptions
+        """A request has all its tokens."""
+        self.status[request.index] = FINISHED
+        self.left(request)
 
     def left(self, request: Request) -> None:
-        """Write down how far an unfinished request came."""
+        """Write down how far a request came."""
         i = request.index
         self.scheduled_ps[i] = request.scheduled_ps
         self.first_token_ps[i] = request.first_token_ps
@@ -182,51 +165,14 @@ class Recorder:
         self.num_cached_tokens[i] = request.num_cached_tokens
         self.num_preemptions[i] = request.num_preemptions
         if self.is_timed:
-            self._write_sent(request)
-
-    def _write_sent(self, request: Request) -> None:
-        i = request.index
-        self.queued_ps[i] = request.queued_ps
-        self.first_sent_ps[i] = request.first_sent_ps
-        self.finish_sent_ps[i] = request.finish_sent_ps
+            self.queued_ps[i] = request.queued_ps
+            self.first_sent_ps[i] = request.first_sent_ps
+            self.finish_sent_ps[i] = request.finish_sent_ps
 
     def _client_ps(self, sent_ps: array[int], network_ps: int | NDArray[np.int64]) -> NDArray[np.int64] | None:
         """When a client gets what left then."""
         times = _column(sent_ps)
         return np.where(times < 0, times, times + network_ps) if self.is_timed else None
-
-    def record(
-        self,
-        config: EngineConfig,
-        end_ps: int,
-        event_loop_cpu_s: float,
-        *,
-        num_preemptions: int,
-        num_recomputed_tokens: int = 0,
-        front_end_late_ps: int = 0,
-        turns: Turns | None = None,
-        num_not_sent: int = 0,
-    ) -> RunRecord:
-        """The finished form, as numpy columns."""
-        network_ps = config.front_end.network_ps if config.front_end else 0
-        return RunRecord(
-            requests=self.columns(network_ps),
-            segments=np.frombuffer(self.segments, dtype=SEGMENT_DTYPE),
-            gaps=np.array(self.gaps, dtype=np.int64),
-            num_preemptions=num_preemptions,
-            num_recomputed_tokens=num_recomputed_tokens,
-            num_truncated=self.num_truncated,
-            end_ps=end_ps,
-            num_gpu_blocks=config.num_gpu_blocks,
-            block_size=config.block_size,
-            client_overhead_ps=network_ps,
-            event_loop_cpu_s=event_loop_cpu_s,
-            steps=self.steps,
-            tokens=np.frombuffer(self.tokens, dtype=TOKEN_DTYPE) if self.is_timed else None,
-            front_end_late_ps=front_end_late_ps,
-            turns=turns,
-            num_not_sent=num_not_sent,
-        )
 
     def columns(self, network_ps: int | NDArray[np.int64]) -> RequestColumns:
         """The requests; the network takes so long, each its own way or all alike."""

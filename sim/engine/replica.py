@@ -26,8 +26,8 @@ from simbatch.sim.engine.traffic import FAR, Feed, Lane
 from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.scheduler.config import EngineConfig
 from simbatch.sim.scheduler.decisions import Decisions
+from simbatch.sim.scheduler.kv_cache import KVCache
 from simbatch.sim.scheduler.planned import PlannedScheduler
-from simbatch.sim.scheduler.prefix_cache import kv_cache_of
 from simbatch.sim.scheduler.request import NEVER, Request
 from simbatch.sim.scheduler.scheduler import Scheduler
 from simbatch.sim.scheduler.views import PolicyEngine
@@ -67,7 +67,7 @@ class Replica(ShownEngine):
         self.listener = listener
         self.decisions = Decisions(config, policy)
         self._listens: bool = self.decisions.listens
-        self.kv = kv_cache_of(config)
+        self.kv = KVCache(config)
         kind = PlannedScheduler if self.decisions.plans else Scheduler
         self.scheduler = kind(config, self.kv, self.decisions)  # declared above: mypyc would hold it twice
         self.scheduler.on_shed = self._shed
@@ -75,7 +75,7 @@ class Replica(ShownEngine):
             self.scheduler.on_preempt = listener.preempted
         self.host = host or Host(config.host or HostTimes(), config.max_capture_size, host_noise)
         # whether a step has times on the host or at the front end, so that its tokens come after the device's end
-        self.is_timed = host is not None or config.host is not None or self.front_end is not None
+        self.is_timed: bool = recorder.is_timed
         parts = config, self.decisions, self.scheduler, recorder, left, listener
         self.door = Door(*parts, self.host, self.is_timed)
         self.count_waiting = self.scheduler.waiting.count if self.door.backlog is None else self._count_with_backlog
@@ -203,8 +203,7 @@ class Replica(ShownEngine):
         self.has_unreported = True
         self.door.held_until_ps = 0
         for request in finished:
-            if self.kv.shares:
-                self.kv.register(request, request.num_computed_tokens)
+            self.kv.register(request, request.num_computed_tokens)
             self.scheduler.end(request)
         if self.door.backlog is not None:
             self._ended += finished

@@ -12,37 +12,47 @@ from array import array
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from simbatch.sim.engine.conversations import Conversations, Rows
 from simbatch.sim.engine.recorder import Recorder
 from simbatch.sim.engine.traffic import FAR, PROGRESS_INTERVAL, Traffic
-from simbatch.sim.scheduler.names import PrefixKeys
+from simbatch.sim.scheduler.names import Conversations, PrefixKeys
 from simbatch.sim.scheduler.request import Request
 from simbatch.sim.workload.turns import turns_in
 
 if TYPE_CHECKING:
-    from simbatch.sim.workload.chunk import RequestSource
+    from simbatch.sim.workload.chunk import RequestChunk, RequestSource
     from simbatch.sim.workload.turns import Turns
+
+
+class Rows:
+    """All rows of a source: a turn may stand anywhere behind the one that it waits for."""
+
+    def __init__(self) -> None:
+        self.arrival_ps, self.num_prompt_tokens, self.num_output_tokens = array("q"), array("q"), array("q")
+        self.priority = array("q")
+        self.predicted_output_tokens = array("d")
+        self.request_id: list[str] = []
+        self.tenant: list[str | None] = []  # may be shorter
+        self.hash_ids: list[tuple[int, ...]] = []  # may be shorter
+
+    def add(self, chunk: RequestChunk) -> None:
+        """The next rows."""
+        known = len(self.arrival_ps)
+        self.arrival_ps.extend(chunk.arrival_ps)
+        self.num_prompt_tokens.extend(chunk.num_prompt_tokens)
+        self.num_output_tokens.extend(chunk.num_output_tokens)
+        self.priority.extend(chunk.priority or [0] * len(chunk.arrival_ps))
+        self.predicted_output_tokens.extend(chunk.predicted_output_tokens or ())
+        self.request_id += chunk.request_id or ()
+        if chunk.tenant:  # the first one may stand far down in a file
+            self.tenant += [None] * (known - len(self.tenant))
+            self.tenant += chunk.tenant
+        if chunk.hash_ids:
+            self.hash_ids += [()] * (known - len(self.hash_ids))
+            self.hash_ids += chunk.hash_ids
 
 
 class SessionTraffic(Traffic):
     """The turns of all sessions; requests are numbered in the order of their sending."""
-
-    num_sent: int
-    rows: Rows
-    _turns: Turns
-    _ready: list[tuple[int, int]]  # a heap of (when it is sent, row): those who waited and need not any more
-    _starts: list[int]  # first row of each session, in the order of their own times
-    _beside: dict[int, list[int]]  # by session: other rows that wait for nobody but its beginning
-    _num_begun: int
-    _users: list[int] | None  # a heap of when each is free for a session; None: sessions begin at their own times
-    _num_awaited: array[int]
-    _after_ps: array[int]  # when the last of those that a row waits for had ended
-    _num_unsent: array[int]  # by session
-    _num_in_flight: array[int]  # by session
-    _num_ready: array[int]  # by session
-    _ended_ps: array[int]  # by session: when the last of its turns until now had ended
-    _failed_ps: dict[int, int]  # by session: when a turn was not served
-    _conversations: Conversations | None
 
     @property
     def is_limited(self) -> bool:
@@ -60,36 +70,39 @@ class SessionTraffic(Traffic):
         return len(self._num_awaited) - self.num_sent
 
     def _begin(self) -> None:
-        turns = self._turns = self._source.turns  # type: ignore[attr-defined]
-        rows = self.rows = Rows()
-        begin = time.process_time()
+        turns: Turns = self._source.turns  # type: ignore[attr-defined]
+        rows, begin = Rows(), time.process_time()
         for chunk in self._chunks:
             rows.add(chunk)
         self.load_cpu_s += time.process_time() - begin
         n, num_sessions = len(rows.arrival_ps), turns.num_sessions
+        self._turns, self.rows = turns, rows
         self.num_sent = 0
-        self._num_awaited, self._after_ps = array("q", turns.num_awaited), array("q", [0]) * n
-        zeros = array("q", [0]) * num_sessions
-        self._num_unsent, self._num_in_flight, self._num_ready, self._ended_ps = zeros, zeros[:], zeros[:], zeros[:]
+        self._num_awaited = array("q", turns.num_awaited)
+        self._after_ps = array("q", [0]) * n  # when the last of those that a row waits for had ended
+        zeros = array("q", [0]) * num_sessions  # by session
+        self._num_unsent, self._num_in_flight, self._num_ready = zeros, zeros[:], zeros[:]
+        self._ended_ps = zeros[:]  # when the last of its turns until now had ended
+        self._failed_ps: dict[int, int] = {}  # when a turn was not served
         for number in turns.session:
             self._num_unsent[number] += 1
-        self._failed_ps = {}
-        self._ready, self._num_begun = [], 0
-        firsts = sorted((row for row in range(n) if not turns.num_awaited[row]), key=rows.arrival_ps.__getitem__)
-        self._starts, self._beside = [], {}
-        has_start = bytearray(num_sessions)
-        for row in firsts:
+        self._ready: list[tuple[int, int]] = []  # heap of (when it is sent, row): who waited and need not any more
+        self._starts: list[int] = []  # first row of each session, in the order of their own times
+        self._beside: dict[int, list[int]] = {}  # by session: other rows that wait for nobody but its beginning
+        self._num_begun, has_start = 0, bytearray(num_sessions)
+        for row in sorted((row for row in range(n) if not turns.num_awaited[row]), key=rows.arrival_ps.__getitem__):
             session = turns.session[row]
             if has_start[session]:
                 self._beside.setdefault(session, []).append(row)
             else:
                 self._starts.append(row)
             has_start[session] = True
-        self._users = None if turns.max_sessions is None else [0] * turns.max_sessions
+        # a heap of when each user is free for a session; None: sessions begin at their own times
+        self._users: list[int] | None = None if turns.max_sessions is None else [0] * turns.max_sessions
         self._recorder.row = array("q")
-        self._conversations = None
+        self._conversations: Conversations | None = None
         if self._keys is not None:
-            self._conversations = Conversations(turns, rows, self._keys)
+            self._conversations = Conversations(turns, rows.num_prompt_tokens, rows.hash_ids, self._keys)
             self._recorder.num_known_tokens = array("q")
         self._look()
 
@@ -154,7 +167,8 @@ class SessionTraffic(Traffic):
         own_ps = self.rows.arrival_ps[self._starts[self._num_begun]]
         return own_ps if self._users is None else max(own_ps, self._users[0])
 
-    def _pop(self, arrival_ps: int) -> Request:
+    def _pop(self) -> Request:
+        arrival_ps = self.next_ps
         if self._ready and self._ready[0][0] == arrival_ps:
             row = heapq.heappop(self._ready)[1]
             session = self._turns.session[row]
@@ -190,7 +204,9 @@ class SessionTraffic(Traffic):
             request.predicted_output_tokens = rows.predicted_output_tokens[row]
         self.num_sent += 1
         if self._conversations is not None:
-            self._conversations.name_blocks(request, row)
+            # those with tokens of its answer others find when it has ended
+            names, request.num_known_tokens = self._conversations.of(row, num_prompt, num_prompt + num_output)
+            request.share(names, num_prompt // self._conversations.block_size)
         recorder.expect_one(request)
         return request
 

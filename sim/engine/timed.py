@@ -1,8 +1,8 @@
 """A leap's steps where host and front end take time (`leap` has those where only the device does).
 
 A step is launched, then the one before it is taken in: the tokens of the newest step are written down when the next
-one has been launched. Many decode-only steps are one event as far as one of device and host sets the pace (`pace`);
-where neither does they are done one by one.
+one has been launched. Many decode-only steps are one event as far as one of device and host sets the pace
+(`resources`); where neither does they are done one by one.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from simbatch.sim.cost.model import Features, Sums
 from simbatch.sim.engine.decode_group import NOBODY
 from simbatch.sim.engine.gathered import NO_ENTRIES, Computed, Gathered
-from simbatch.sim.engine.pace import HostPart, Pace, PaceFields, device_paced, host_paced, synchronous
 from simbatch.sim.engine.record import pack_paced, pack_span, pack_step, pack_token, pack_tokens
-from simbatch.sim.engine.resources import Step
+from simbatch.sim.engine.resources import HostPart, Pace, PaceFields, Step, device_paced, host_paced, synchronous
 from simbatch.sim.engine.traffic import FAR
 from simbatch.sim.scheduler.request import NEVER, Batch, Request
 

@@ -35,6 +35,18 @@ class Feed:
 
     def take(self, now_ps: int, add: Callable[[Request, int], int]) -> int:
         """Hand over what has come by `now_ps`; `add` prices an admission (ps), the answer is the clock after them."""
+        if now_ps >= FAR:
+            raise OverflowError("the clock has run past what its columns hold")
+        while self.next_ps <= now_ps:
+            now_ps += add(self._pop(), now_ps)
+        return now_ps
+
+    def take_one(self, add: Callable[[Request], None]) -> None:
+        """Hand over the next request."""
+        add(self._pop())
+
+    def _pop(self) -> Request:
+        """Take the next request out, and look who is next then."""
         raise NotImplementedError
 
 
@@ -98,18 +110,6 @@ class Traffic(Feed):
         """Turns of sessions that ended early, in a run that is over."""
         return 0
 
-    def take(self, now_ps: int, add: Callable[[Request, int], int]) -> int:
-        """Hand over every request sent by `now_ps`; returns the clock after their admission, which `add` prices."""
-        if now_ps >= FAR:
-            raise OverflowError("the clock has run past what its columns hold")
-        while self.next_ps <= now_ps:
-            now_ps += add(self._pop(self.next_ps), now_ps)
-        return now_ps
-
-    def take_one(self, add: Callable[[Request], None]) -> None:
-        """Hand over the next request."""
-        add(self._pop(self.next_ps))
-
     def left(self, request: Request, at_ps: int) -> None:
         """A request has left the server; its client knows when the network has carried the last of it."""
         self.num_gone += 1
@@ -119,8 +119,8 @@ class Traffic(Feed):
         if self._progress is not None and not self.num_gone % PROGRESS_INTERVAL:
             self._progress(self.num_gone)
 
-    def _pop(self, arrival_ps: int) -> Request:
-        i = self._index
+    def _pop(self) -> Request:
+        i, arrival_ps = self._index, self.next_ps
         index, num_prompt, num_output = self._first + i, self._prompts[i], self._outputs[i]
         if num_prompt + num_output > self._max_model_len:
             num_output = self._max_model_len - num_prompt
@@ -219,18 +219,6 @@ class Lane(Feed):
             self.on_sent()
         if self.is_waiting:
             self.wake_ps = at_ps + 1
-
-    def take(self, now_ps: int, add: Callable[[Request, int], int]) -> int:
-        """Hand over every request sent by `now_ps`; returns the clock after their admission, which `add` prices."""
-        if now_ps >= FAR:
-            raise OverflowError("the clock has run past what its columns hold")
-        while self.next_ps <= now_ps:
-            now_ps += add(self._pop(), now_ps)
-        return now_ps
-
-    def take_one(self, add: Callable[[Request], None]) -> None:
-        """Hand over the next request."""
-        add(self._pop())
 
     def left(self, request: Request, at_ps: int) -> None:
         """A request has left the server; in a closed loop another one may come for it."""

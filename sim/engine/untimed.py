@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from simbatch.sim.engine.gathered import NO_ENTRIES, Gathered
-from simbatch.sim.engine.pace import span_ps, steps_until
 from simbatch.sim.engine.record import pack_span
-from simbatch.sim.engine.resources import Step
+from simbatch.sim.engine.resources import Step, span_ps, steps_until
 from simbatch.sim.scheduler.request import NEVER, Batch, Request
 
 

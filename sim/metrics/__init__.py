@@ -21,9 +21,8 @@ from simbatch.sim.metrics.columns import RunFacts, let_in
 from simbatch.sim.metrics.groups import Groups, Tenants, counts, fair_share_ratios, fairness
 from simbatch.sim.metrics.latencies import STATISTICS, Number, PooledGaps, describe_gaps, duration_ps, ratio
 from simbatch.sim.metrics.registry import LATENCIES, REGISTRY
-from simbatch.sim.metrics.run_figures import RunFigures
+from simbatch.sim.metrics.run_figures import RunFigures, bound_by
 from simbatch.sim.metrics.steady import steady_state, warnings_of
-from simbatch.sim.metrics.time_share import bound_by
 
 VLLM_KEYS = (
     "duration",

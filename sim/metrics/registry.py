@@ -9,14 +9,18 @@ gets into summary.json under its key (dots between the levels), with `is_compare
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
-from simbatch.sim.metrics.latencies import STATISTICS, Number
-from simbatch.sim.metrics.run_figures import HIGHER, LOWER, STEADY, Metric, RunFigures, value_at
+from simbatch.sim.metrics.latencies import Number
+from simbatch.sim.metrics.run_figures import RunFigures
 from simbatch.sim.metrics.sessions import SessionFigures
-from simbatch.sim.statistics import Interval
-from simbatch.sim.text import short_name
+from simbatch.sim.text import number, percent, plus_minus, short_name
 
+LOWER, HIGHER = "lower", "higher"
+STEADY = "simbatch.steady_state"
 MAX_COMPARED = 12  # classes, or tenants, that have rows of their own
 LATENCIES = ("ttft", "tpot", "itl", "e2el")
 SESSIONS = "simbatch.sessions."
@@ -52,155 +56,189 @@ SHOWN: Mapping[str, Sequence[str]] = {
 }
 
 
+@dataclass(frozen=True)
+class Metric:
+    """One figure of a summary; `kind` is number, share, count, ms, or index (of fairness, 0 to 1).
+
+    `better` is None where neither end is; `goal` is the end that a search makes for, which may be there all the same.
+    `heading` is the label where a column is narrow.
+    """
+
+    key: str  # as in summary.json, dots between the levels
+    label: str
+    better: str | None = None
+    kind: str = "number"
+    compute: Callable[[RunFigures], Number] | None = None
+    is_compared: bool = False
+    is_reported: bool = False
+    heading: str = ""
+    goal: str | None = None
+    path: tuple[str, ...] = ()  # the levels one by one, where names in them may have dots
+
+    @property
+    def decimals(self) -> int:
+        """Shown behind the point."""
+        return {"count": 0, "ms": 1, "index": 3}.get(self.kind, 2)
+
+    @property
+    def is_share(self) -> bool:
+        """Shown in percent."""
+        return self.kind == "share"
+
+    def text(self, value: float | None, decimals: int = 0) -> str:
+        """As people read it, with so many decimals at least: `97.35 %`, `1,204.5`, `-` for what was not measured."""
+        return percent(value) if self.is_share else number(value, max(self.decimals, decimals))
+
+    def text_with(self, mean: float | None, low: float | None, high: float | None, decimals: int = 0) -> str:
+        """A mean and its interval, `215.1 ± 9.8`; the mean alone where there is none."""
+        text = self.text(mean, decimals)
+        if mean is None or low is None or high is None:
+            return text
+        return f"{text} {plus_minus(mean, low, high, max(self.decimals, decimals), 100 if self.is_share else 1)}"
+
+    def named(self) -> dict[str, str | None]:
+        """What compare.json says of it."""
+        return {"key": self.key, "label": self.label, "better": self.better}
+
+    @property
+    def title(self) -> str:
+        """For a picture, whose axis has the unit of a time."""
+        return self.label.removesuffix(" (ms)")
+
+    @property
+    def aim(self) -> str | None:
+        """Which end a search makes for; None where the figure cannot be searched for."""
+        return self.goal or self.better
+
+    @property
+    def is_steady(self) -> bool:
+        """A claim about the steady state rather than a figure of the run."""
+        return self.key.startswith(STEADY)
+
+    def of(self, summary: Mapping[str, Any]) -> float | None:
+        """The figure in a summary; None when it has none."""
+        value = value_at(summary, *(self.path or (self.key,)))
+        return None if value is None else float(value) if isinstance(value, float) else int(value)
+
+
+def value_at(summary: Mapping[str, Any], *path: str) -> Any:
+    """What stands in a summary below these names; of a single one the dots are levels. None where there is nothing."""
+    value: Any = summary
+    for part in path if len(path) > 1 else path[0].split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+compared = partial(Metric, is_compared=True)
+Spread = Callable[[RunFigures], Mapping[str, Number] | None]  # statistics of a time
+
+
+def _statistics(key: str, label: str, of: Spread, heading: str = "", *, is_compared: bool = True) -> Iterator[Metric]:
+    """Mean, median, ... of a time, each where `key`, `label` and `heading` have {}; mean and P99 are compared."""
+    for name, word in STATISTIC_LABELS.items():
+
+        def compute(run: RunFigures, name: str = name) -> Number:
+            found = of(run)
+            return None if found is None else found[name]
+
+        texts = label.format(word), heading.format(word)
+        is_row = is_compared and name in ("mean", "p99")
+        yield Metric(key.format(name), texts[0], LOWER, "ms", compute, is_compared=is_row, heading=texts[1])
+
+
 def _throughputs() -> Iterator[Metric]:
-    yield Metric("completed", "Successful requests", HIGHER, "count", RunFigures.num_completed, is_compared=True)
-    yield Metric("failed", "Failed requests", LOWER, "count", RunFigures.num_failed)
-    yield Metric("duration", "Duration (s)", None, "number", RunFigures.duration_s, is_compared=True, goal=LOWER)
-    yield Metric("total_input_tokens", "Total input tokens", None, "count", RunFigures.num_input_tokens)
-    yield Metric("total_output_tokens", "Total generated tokens", None, "count", RunFigures.num_output_tokens)
-    yield _rate("request_throughput", "Request throughput (req/s)", RunFigures.request_throughput, "req/s")
-    yield _rate(GOODPUT, "Request goodput (req/s)", RunFigures.request_goodput, "goodput req/s")
+    run = RunFigures
+    yield compared("completed", "Successful requests", HIGHER, "count", run.num_completed)
+    yield Metric("failed", "Failed requests", LOWER, "count", run.num_failed)
+    yield compared("duration", "Duration (s)", None, "number", run.duration_s, goal=LOWER)
+    yield Metric("total_input_tokens", "Total input tokens", None, "count", run.num_input_tokens)
+    yield Metric("total_output_tokens", "Total generated tokens", None, "count", run.num_output_tokens)
+    rate = partial(compared, better=HIGHER)
+    yield rate("request_throughput", "Request throughput (req/s)", compute=run.request_throughput, heading="req/s")
+    yield rate(GOODPUT, "Request goodput (req/s)", compute=run.request_goodput, heading="goodput req/s")
     for name in ("all", "ttft", "tpot", "e2el"):  # computed with the classes' and the tenants'
         label = "Requests within SLO" if name == "all" else f"Requests within SLO, {name.upper()}"
         yield Metric(f"{SLO_SHARE}{name}", label, HIGHER, "share", is_compared=name == "all", heading="within SLO")
-    yield _rate(THROUGHPUT, "Output throughput (tok/s)", RunFigures.output_throughput, "tok/s")
-    total = ("total_token_throughput", "Total token throughput (tok/s)")
-    yield Metric(*total, HIGHER, "number", RunFigures.total_token_throughput)
-    peak = ("max_output_tokens_per_s", "Peak output token throughput (tok/s)")
-    yield Metric(*peak, HIGHER, "number", RunFigures.max_output_tokens_per_s)
-    most = ("max_concurrent_requests", "Peak concurrent requests")
-    yield Metric(*most, None, "count", RunFigures.max_concurrent_requests)
-
-
-def _rate(key: str, label: str, compute: Callable[[RunFigures], Number], heading: str) -> Metric:
-    return Metric(key, label, HIGHER, "number", compute, is_compared=True, heading=heading)
+    yield rate(THROUGHPUT, "Output throughput (tok/s)", compute=run.output_throughput, heading="tok/s")
+    total, peak = "Total token throughput (tok/s)", "Peak output token throughput (tok/s)"
+    yield Metric("total_token_throughput", total, HIGHER, "number", run.total_token_throughput)
+    yield Metric("max_output_tokens_per_s", peak, HIGHER, "number", run.max_output_tokens_per_s)
+    yield Metric("max_concurrent_requests", "Peak concurrent requests", None, "count", run.max_concurrent_requests)
 
 
 def _latencies() -> Iterator[Metric]:
     for name in LATENCIES:
-        for statistic in STATISTICS:
-            yield Metric(
-                f"{statistic}_{name}_ms",
-                f"{STATISTIC_LABELS[statistic]} {name.upper()} (ms)",
-                LOWER,
-                "ms",
-                lambda run, name=name, statistic=statistic: run.latencies(name)[statistic],  # type: ignore[misc]
-                is_compared=statistic in ("mean", "p99"),
-                heading=f"{STATISTIC_LABELS[statistic]} {name.upper()} ms",
-            )
-    yield Metric(
-        NORMALISED, "Norm. latency (ms/token)", LOWER, "ms", RunFigures.mean_normalised_latency_ms, is_compared=True
-    )
+        text = f"{{}} {name.upper()}"
+        yield from _statistics(f"{{}}_{name}_ms", f"{text} (ms)", lambda r, n=name: r.latencies[n], f"{text} ms")  # type: ignore[misc]
+    yield compared(NORMALISED, "Norm. latency (ms/token)", LOWER, "ms", RunFigures.mean_normalised_latency_ms)
 
 
 def _sessions() -> Iterator[Metric]:
     """Of runs whose requests are turns of sessions; None in others."""
-    yield _of_sessions("num_sessions", "Sessions", None, "count", SessionFigures.num_sessions)
-    yield _of_sessions("completed", "Completed sessions", HIGHER, "count", SessionFigures.num_completed)
-    yield _of_sessions("ended_early", "Sessions ended early", LOWER, "count", SessionFigures.num_ended_early)
-    yield _of_sessions("num_turns_not_sent", "Turns not sent", LOWER, "count", SessionFigures.num_not_sent)
-    yield _of_sessions("max_concurrent", "Sessions at once, max", None, "count", SessionFigures.max_concurrent)
-    throughput = ("throughput", "Session throughput (sessions/s)")
-    yield _of_sessions(*throughput, HIGHER, "number", SessionFigures.throughput, is_compared=True)
-    within = "Sessions within SLO"
-    yield Metric(
-        SESSION_GOODPUT, "Session goodput (sessions/s)", HIGHER, "number", RunFigures.session_goodput, is_compared=True
-    )
+    of, again = SessionFigures, "Tokens of conversations computed again"
+    yield Metric(f"{SESSIONS}num_sessions", "Sessions", None, "count", _each(of.num_sessions))
+    yield Metric(f"{SESSIONS}completed", "Completed sessions", HIGHER, "count", _each(of.num_completed))
+    yield Metric(f"{SESSIONS}ended_early", "Sessions ended early", LOWER, "count", _each(of.num_ended_early))
+    yield Metric(f"{SESSIONS}num_turns_not_sent", "Turns not sent", LOWER, "count", _each(of.num_not_sent))
+    yield Metric(f"{SESSIONS}max_concurrent", "Sessions at once, max", None, "count", _each(of.max_concurrent))
+    throughput = "Session throughput (sessions/s)"
+    yield compared(f"{SESSIONS}throughput", throughput, HIGHER, "number", _each(of.throughput))
+    yield compared(SESSION_GOODPUT, "Session goodput (sessions/s)", HIGHER, "number", RunFigures.session_goodput)
     for name in ("all", "duration", "without_thinking"):  # computed together
-        label = within if name == "all" else f"{within}, {name.replace('_', ' ')}"
+        label = "Sessions within SLO" + ("" if name == "all" else f", {name.replace('_', ' ')}")
         yield Metric(f"{SESSION_SLO}{name}", label, HIGHER, "share", is_compared=name == "all")
-    for name, label in (("duration", "session"), ("without_thinking", "session, thinking excluded")):
-        for statistic in STATISTICS:
-            yield _of_sessions(
-                f"{statistic}_{name}_ms",
-                f"{STATISTIC_LABELS[statistic]} {label} (ms)",
-                LOWER,
-                "ms",
-                lambda sessions, name=name, statistic=statistic: sessions.latencies(name)[statistic],  # type: ignore[misc]
-                is_compared=statistic in ("mean", "p99"),
-            )
-    for is_first, which in ((True, "first"), (False, "later")):
-        for statistic in STATISTICS:
-            yield _of_sessions(
-                f"{statistic}_{which}_ttft_ms",
-                f"{STATISTIC_LABELS[statistic]} TTFT, {which} turns (ms)",
-                LOWER,
-                "ms",
-                lambda sessions, is_first=is_first, statistic=statistic: sessions.ttft(statistic, is_first=is_first),  # type: ignore[misc]
-                is_compared=statistic in ("mean", "p99"),
-            )
-    cached = ("later_cached_tokens_share", "Prompt tokens from the cache, later turns")
-    yield _of_sessions(*cached, HIGHER, "share", SessionFigures.later_cached_tokens_share, is_compared=True)
-    again = ("num_recomputed_tokens", "Tokens of conversations computed again")
-    yield _of_sessions(*again, None, "count", SessionFigures.num_recomputed_tokens)
-    share = ("recomputed_tokens_share", "Tokens of conversations computed again")
-    yield _of_sessions(*share, LOWER, "share", SessionFigures.recomputed_tokens_share, is_compared=True)
+    for name, key, label in (
+        ("duration", "duration", "session"),
+        ("without_thinking", "without_thinking", "session, thinking excluded"),
+        ("first", "first_ttft", "TTFT, first turns"),
+        ("later", "later_ttft", "TTFT, later turns"),
+    ):
+        spread: Spread = lambda r, n=name: r.sessions and r.sessions.latencies[n]  # type: ignore[misc]  # noqa: E731
+        yield from _statistics(f"{SESSIONS}{{}}_{key}_ms", f"{{}} {label} (ms)", spread)
+    cached, share = _each(of.later_cached_tokens_share), _each(of.recomputed_tokens_share)
+    of_cache = "Prompt tokens from the cache, later turns"
+    yield compared(f"{SESSIONS}later_cached_tokens_share", of_cache, HIGHER, "share", cached)
+    yield Metric(f"{SESSIONS}num_recomputed_tokens", again, None, "count", _each(of.num_recomputed_tokens))
+    yield compared(f"{SESSIONS}recomputed_tokens_share", again, LOWER, "share", share)
 
 
-def _of_sessions(
-    name: str,
-    label: str,
-    better: str | None,
-    kind: str,
-    compute: Callable[[SessionFigures], Number],
-    *,
-    is_compared: bool = False,
-) -> Metric:
-    def computed(run: RunFigures) -> Number:
-        return None if run.sessions is None else compute(run.sessions)
-
-    return Metric(f"{SESSIONS}{name}", label, better, kind, computed, is_compared=is_compared)
+def _each(compute: Callable[[SessionFigures], Number]) -> Callable[[RunFigures], Number]:
+    return lambda run: None if run.sessions is None else compute(run.sessions)
 
 
 def _fairness() -> Iterator[Metric]:
     """Computed with the tenants' blocks."""
     fairness = "simbatch.fairness."
-    yield Metric(TENANTS, "Fairness, tenants (Jain)", HIGHER, "index", is_compared=True)
-    yield Metric(f"{fairness}least_fair_share_ratio", "Fair share, least served", HIGHER, is_compared=True)
-    yield Metric(f"{fairness}requests", "Fairness, requests (Jain)", HIGHER, "index", is_compared=True)
-    yield Metric("simbatch.longest_wait.wait_ms", "Longest time in queue (ms)", LOWER, "ms", is_compared=True)
+    yield compared(TENANTS, "Fairness, tenants (Jain)", HIGHER, "index")
+    yield compared(f"{fairness}least_fair_share_ratio", "Fair share, least served", HIGHER)
+    yield compared(f"{fairness}requests", "Fairness, requests (Jain)", HIGHER, "index")
+    yield compared("simbatch.longest_wait.wait_ms", "Longest time in queue (ms)", LOWER, "ms")
 
 
 def _engine() -> Iterator[Metric]:
-    waiting = ("simbatch.queue.mean_waiting", "Waiting requests, mean")
-    yield Metric(*waiting, None, "number", RunFigures.mean_waiting, is_compared=True, goal=LOWER)
-    waiting = ("simbatch.queue.max_waiting", "Waiting requests, max")
-    yield Metric(*waiting, None, "count", RunFigures.max_waiting, is_compared=True, goal=LOWER)
-    for statistic in STATISTICS:
-        yield Metric(
-            f"simbatch.queue.{statistic}_wait_ms",
-            f"{STATISTIC_LABELS[statistic]} time in queue (ms)",
-            LOWER,
-            "ms",
-            lambda run, statistic=statistic: run.waits()[statistic],  # type: ignore[misc]
-        )
+    run, ours = RunFigures, "simbatch."
+    queue, batch, kv = f"{ours}queue.", f"{ours}batch_size.", f"{ours}kv_cache."
+    waiting, computed_again = "Waiting requests, {}".format, "Tokens computed again"
+    yield compared(f"{queue}mean_waiting", waiting("mean"), None, "number", run.mean_waiting, goal=LOWER)
+    yield compared(f"{queue}max_waiting", waiting("max"), None, "count", run.max_waiting, goal=LOWER)
+    yield from _statistics(f"{queue}{{}}_wait_ms", "{} time in queue (ms)", lambda run: run.waits, is_compared=False)
+    yield compared(f"{batch}mean", "Batch size, mean", None, "number", run.mean_batch, heading="batch")
+    yield compared(f"{batch}max", "Batch size, max", None, "count", run.max_batch)
+    yield Metric(f"{kv}mean_use", "KV cache use, mean", None, "share", run.mean_kv_use, goal=LOWER)
+    yield compared(f"{kv}peak_use", "KV cache use, peak", None, "share", run.peak_kv_use, goal=LOWER)
+    preempted, again = attrgetter("record.num_preemptions"), attrgetter("record.num_recomputed_tokens")
+    yield compared(PREEMPTIONS, "Preemptions", LOWER, "count", preempted, heading="preemptions")
+    yield Metric(f"{ours}num_recomputed_tokens", computed_again, None, "count", again)
+    yield compared(f"{ours}recomputed_tokens_share", computed_again, LOWER, "share", run.recomputed_tokens_share)
+    yield compared(f"{ours}cluster.imbalance.share_of_load", "Load, most over mean", LOWER)
+    in_flight = f"{ours}mean_concurrent_requests", "Requests in flight, mean"
+    yield Metric(*in_flight, None, "number", run.mean_concurrent_requests)
     yield Metric(
-        "simbatch.batch_size.mean",
-        "Batch size, mean",
-        None,
-        "number",
-        RunFigures.mean_batch,
-        is_compared=True,
-        heading="batch",
+        f"{ours}num_steps", "Steps", None, "count", attrgetter("record.num_steps"), is_reported=True, heading="steps"
     )
-    yield Metric("simbatch.batch_size.max", "Batch size, max", None, "count", RunFigures.max_batch, is_compared=True)
-    use = ("simbatch.kv_cache.mean_use", "KV cache use, mean")
-    yield Metric(*use, None, "share", RunFigures.mean_kv_use, goal=LOWER)
-    use = ("simbatch.kv_cache.peak_use", "KV cache use, peak")
-    yield Metric(*use, None, "share", RunFigures.peak_kv_use, is_compared=True, goal=LOWER)
-    preempted = (PREEMPTIONS, "Preemptions")
-    yield Metric(*preempted, LOWER, "count", RunFigures.num_preemptions, is_compared=True, heading="preemptions")
-    again = ("simbatch.num_recomputed_tokens", "Tokens computed again")
-    yield Metric(*again, None, "count", RunFigures.num_recomputed_tokens)
-    share = ("simbatch.recomputed_tokens_share", "Tokens computed again")
-    yield Metric(*share, LOWER, "share", RunFigures.recomputed_tokens_share, is_compared=True)
-    yield Metric("simbatch.cluster.imbalance.share_of_load", "Load, most over mean", LOWER, is_compared=True)
-    in_flight = ("simbatch.mean_concurrent_requests", "Requests in flight, mean")
-    yield Metric(*in_flight, None, "number", RunFigures.mean_concurrent_requests)
-    yield Metric("simbatch.num_steps", "Steps", None, "count", RunFigures.num_steps, is_reported=True, heading="steps")
-    yield Metric("simbatch.device_busy_share", "Device worked", None, "share", RunFigures.device_busy_share)
-    cached = ("simbatch.cached_tokens_share", "Prompt tokens from the prefix cache")
-    yield Metric(*cached, HIGHER, "share", RunFigures.cached_tokens_share, is_compared=True)
+    yield Metric(f"{ours}device_busy_share", "Device worked", None, "share", run.device_busy_share)
+    cached = f"{ours}cached_tokens_share", "Prompt tokens from the prefix cache"
+    yield compared(*cached, HIGHER, "share", run.cached_tokens_share)
 
 
 REGISTRY: Mapping[str, Metric] = {
@@ -247,25 +285,3 @@ def steady_metrics() -> Iterator[Metric]:
         for statistic in ("mean", "p99"):
             label = f"{STATISTIC_LABELS[statistic]} {name.upper()}, steady (ms)"
             yield Metric(f"{STEADY}.{statistic}_{name}_ms.value", label, LOWER, "ms")
-
-
-# of a class or a tenant too, whose names stand before them
-_UP_TO_1 = tuple(key.removeprefix("simbatch.") for key, metric in REGISTRY.items() if metric.bounds[1] == 1)
-_UP_TO_1 += ("share_of_steps_in_range",)
-
-
-def bounds_of(key: str) -> tuple[float, float]:
-    """Shares and Jain's index lie between 0 and 1, all other figures are times, counts or rates: not below 0."""
-    is_share = key.removeprefix("simbatch.") in _UP_TO_1 or key.endswith(tuple(f".{name}" for name in _UP_TO_1))
-    return 0.0, 1.0 if is_share else float("inf")
-
-
-def possible(interval: Interval, key: str) -> Interval:
-    """The part of an interval of a mean in which the figure can be; the truth is there anyway."""
-    return interval.within(*bounds_of(key))
-
-
-def possible_difference(interval: Interval, key: str) -> Interval:
-    """The part of an interval in which the difference of two means of this figure can be."""
-    low, high = bounds_of(key)
-    return interval.within(low - high, high - low)

@@ -1,23 +1,28 @@
 """The figures of one run, each computed when it is asked for: those of `vllm bench serve`, and ours of the engine.
 
-A `Metric` is one figure of a summary: what it is called, how it is read, how it is computed.
+Whom a run waited for: how long the device worked, waited for the host, or had nothing to do. The device waits for the
+host while requests are in the engine and it works on none of them: the host has not launched their next step, or its
+launch still goes on. Such a wait belongs to the step before it: a launch that lasts longer than its own work ends its
+step late, and vLLM's loop then schedules the next step late. In an empty engine it belongs to the step that comes; a
+policy that holds requests back is no host, so that under one of these only requests that have begun count. Tokens wait
+for the front end while it still sends those of the step before; the device may work meanwhile, so that this share is
+none of the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import cached_property
-from math import inf
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from simbatch.sim.clock import PS_PER_MS, PS_PER_S
+from simbatch.sim.cost.host import GRAPH, NONE, PIECEWISE
 from simbatch.sim.engine.record import FINISHED, RunRecord
 from simbatch.sim.metrics import curves
-from simbatch.sim.metrics.columns import RunFacts, let_in
+from simbatch.sim.metrics.columns import RunFacts, kept, let_in, queued_ps
 from simbatch.sim.metrics.curves import output_tokens_per_second
 from simbatch.sim.metrics.groups import mean_or_none, normalised_latencies_ms
 from simbatch.sim.metrics.latencies import (
@@ -30,7 +35,11 @@ from simbatch.sim.metrics.latencies import (
     within_slo,
 )
 from simbatch.sim.metrics.sessions import SessionFigures
-from simbatch.sim.text import number, percent, plus_minus
+
+KINDS = (GRAPH, PIECEWISE, NONE)
+FULL = "full"  # steps of whatever kind that took all of `max_num_batched_tokens`
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
 
 
 class RunFigures:
@@ -117,9 +126,10 @@ class RunFigures:
         """The most in the system at once."""
         return curves.concurrency(self.record).max
 
-    def latencies(self, name: str) -> dict[str, Number]:
-        """Mean, median, deviation and percentiles (ms) of `ttft`, `tpot`, `itl` or `e2el`."""
-        return self._latencies[name]
+    @cached_property
+    def latencies(self) -> dict[str, dict[str, Number]]:
+        """Mean, median, deviation and percentiles (ms) of `ttft`, `tpot`, `itl` and `e2el`."""
+        return {name: describe(values) for name, values in self._spans.items()} | {"itl": self._gaps()}
 
     def mean_normalised_latency_ms(self) -> float | None:
         """Of the finished requests, E2EL per output token."""
@@ -138,9 +148,10 @@ class RunFigures:
         """The most of them at once."""
         return curves.waiting(self.record).max
 
+    @cached_property
     def waits(self) -> dict[str, Number]:
         """Mean, median, deviation and percentiles (ms) of the time from arrival to the first step."""
-        return self._waits
+        return describe(self._wait_ps / PS_PER_MS)
 
     def mean_batch(self) -> float | None:
         """Requests per step, decodes and prefills together; over steps."""
@@ -158,14 +169,6 @@ class RunFigures:
         """The most of it."""
         return ratio(curves.used_blocks(self.record).max, self.record.num_usable_blocks)
 
-    def num_preemptions(self) -> int:
-        """How often a request lost its blocks."""
-        return self.record.num_preemptions
-
-    def num_recomputed_tokens(self) -> int:
-        """What preemptions cost: tokens computed again."""
-        return self.record.num_recomputed_tokens
-
     def recomputed_tokens_share(self) -> float | None:
         """Their share of all tokens computed."""
         return ratio(self.record.num_recomputed_tokens, curves.totals(self.record).num_tokens)
@@ -173,10 +176,6 @@ class RunFigures:
     def mean_concurrent_requests(self) -> float | None:
         """Requests in the system on average, over time: the finished ones, from send to response."""
         return ratio(float(self._spans["e2el"].sum()), self.duration_ps / PS_PER_MS)
-
-    def num_steps(self) -> int:
-        """Steps of the engine."""
-        return self.record.num_steps
 
     def device_busy_share(self) -> float | None:
         """Share of `duration` in which the device worked; of a cluster, the mean of its devices."""
@@ -195,98 +194,95 @@ class RunFigures:
         return latencies_ms(self.record, self.done)
 
     @cached_property
-    def _latencies(self) -> dict[str, dict[str, Number]]:
-        found = {name: describe(values) for name, values in self._spans.items()}
-        return {**found, "itl": self._gaps()}
-
-    @cached_property
     def _wait_ps(self) -> NDArray[np.int64]:
         requests = self.record.requests
         started = let_in(requests) & (requests.scheduled_ps >= 0)
         return requests.scheduled_ps[started] - requests.arrival_ps[started]
 
-    @cached_property
-    def _waits(self) -> dict[str, Number]:
-        return describe(self._wait_ps / PS_PER_MS)
+
+def bound_by(record: RunRecord, facts: RunFacts) -> dict[str, Any]:
+    """The blocks `time_share` and `host_wait_after` of summary.json: shares of `duration`."""
+    duration = duration_ps(record) * record.num_replicas
+    device = ratio(curves.busy_ps(record), duration)
+    waits = _waits_ps(record, facts) if facts.has_host else dict[str, int]()
+    shares = {kind: ratio(waits[kind], duration) if waits else None for kind in (*KINDS, FULL)}
+    host = ratio(sum(waits[kind] for kind in KINDS), duration) if waits else None
+    return {
+        "time_share": {
+            "device": device,
+            "host": host,
+            "front_end": ratio(record.front_end_late_ps, duration) if facts.has_front_end else None,
+            "idle": None if device is None else max(0.0, 1 - device - (host or 0)),
+        },
+        "host_wait_after": shares,
+    }
 
 
-LOWER, HIGHER = "lower", "higher"
-STEADY = "simbatch.steady_state"
+def shares_per_bin(record: RunRecord, facts: RunFacts, edges: Ints) -> tuple[Floats, Floats]:
+    """The shares of the time between each two edges (ps) in which the device worked, and in which it waited."""
+    if record.replicas:
+        shares = [shares_per_bin(part, facts, edges) for part in record.parts()]
+        return np.mean([each[0] for each in shares], axis=0), np.mean([each[1] for each in shares], axis=0)
+    worked, flown = np.zeros(len(edges)), np.zeros(len(edges))
+    for part, begin, until in _flights(record, facts):
+        start = record.segments["start_ps"][part]
+        worked += _up_to(edges, start, start + curves.spans_ps(record)[part], curves.works_ps(record)[part])
+        flown += _up_to(edges, begin, until, until - begin)
+    width = np.diff(edges)
+    device = np.diff(worked) / width
+    return device, np.maximum(np.diff(flown) / width - device, 0.0)
 
 
-@dataclass(frozen=True)
-class Metric:
-    """One figure of a summary; `kind` is number, share, count, ms, or index (of fairness, 0 to 1).
+def _waits_ps(record: RunRecord, facts: RunFacts) -> dict[str, int]:
+    """How long the device waited for the host after steps of each kind of launch, and after full ones."""
+    totals = dict.fromkeys((*KINDS, FULL), 0)
+    if record.replicas:
+        for part in record.parts():
+            waits = _waits_ps(part, facts)
+            totals = {kind: total + waits[kind] for kind, total in totals.items()}
+        return totals
+    budget = facts.engine.get("max_num_batched_tokens")
+    for place, begin, until in _flights(record, facts):
+        rows, wait = record.segments[place], until - begin - curves.works_ps(record)[place]
+        tokens, size = rows["num_decodes"] + rows["prefill_tokens"], facts.max_capture_size
+        is_graph = (rows["num_prefills"] == 0) & (rows["num_decodes"] <= size)
+        is_piecewise = ~is_graph & (tokens <= size)
+        chosen = {GRAPH: is_graph, PIECEWISE: is_piecewise, NONE: ~(is_graph | is_piecewise), FULL: tokens == budget}
+        for kind, among in chosen.items():
+            totals[kind] += int(wait[among].sum())
+    return totals
 
-    `better` is None where neither end is; `goal` is the end that a search makes for, which may be there all the same.
-    `heading` is the label where a column is narrow.
+
+def _flights(record: RunRecord, facts: RunFacts) -> Iterator[tuple[slice, Ints, Ints]]:
+    """Slices of the segments, for each segment from when and until when requests were in the engine for it.
+
+    From its start or, in an empty engine, from when the first request was taken in; until the next one starts, or
+    until all have left.
     """
-
-    key: str  # as in summary.json, dots between the levels
-    label: str
-    better: str | None = None
-    kind: str = "number"
-    compute: Callable[[RunFigures], Number] | None = None
-    is_compared: bool = False
-    is_reported: bool = False
-    heading: str = ""
-    goal: str | None = None
-    path: tuple[str, ...] = ()  # the levels one by one, where names in them may have dots
-
-    @property
-    def decimals(self) -> int:
-        """Shown behind the point."""
-        return {"count": 0, "ms": 1, "index": 3}.get(self.kind, 2)
-
-    @property
-    def is_share(self) -> bool:
-        """Shown in percent."""
-        return self.kind == "share"
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """What values it can have: shares and Jain's index 0 to 1; times, counts and rates are not below 0."""
-        return 0.0, 1.0 if self.kind in ("share", "index") else inf
-
-    def text(self, value: float | None, decimals: int = 0) -> str:
-        """As people read it, with so many decimals at least: `97.35 %`, `1,204.5`, `-` for what was not measured."""
-        return percent(value) if self.is_share else number(value, max(self.decimals, decimals))
-
-    def text_with(self, mean: float | None, low: float | None, high: float | None, decimals: int = 0) -> str:
-        """A mean and its interval, `215.1 ± 9.8`; the mean alone where there is none."""
-        text = self.text(mean, decimals)
-        if mean is None or low is None or high is None:
-            return text
-        return f"{text} {plus_minus(mean, low, high, max(self.decimals, decimals), 100 if self.is_share else 1)}"
-
-    def named(self) -> dict[str, str | None]:
-        """What compare.json says of it."""
-        return {"key": self.key, "label": self.label, "better": self.better}
-
-    @property
-    def title(self) -> str:
-        """For a picture, whose axis has the unit of a time."""
-        return self.label.removesuffix(" (ms)")
-
-    @property
-    def aim(self) -> str | None:
-        """Which end a search makes for; None where the figure cannot be searched for."""
-        return self.goal or self.better
-
-    @property
-    def is_steady(self) -> bool:
-        """A claim about the steady state rather than a figure of the run."""
-        return self.key.startswith(STEADY)
-
-    def of(self, summary: Mapping[str, Any]) -> float | None:
-        """The figure in a summary; None when it has none."""
-        value = value_at(summary, *(self.path or (self.key,)))
-        return None if value is None else float(value) if isinstance(value, float) else int(value)
+    scheduled, queued, spans = curves.begun_ps(record), _taken_in_ps(record), curves.spans_ps(record)
+    last = 0
+    for part, until, _ in curves.in_flight(record):
+        begin = record.segments["start_ps"][part].copy()
+        until = np.where(until < curves.NEVER, until, np.maximum(begin + spans[part], record.end_ps))
+        if not facts.policy_holds:
+            left = np.append(last, until[:-1])
+            idle = np.flatnonzero(left < begin)
+            waiting = queued[np.searchsorted(scheduled, left[idle], side="right")]
+            begin[idle] = np.minimum(np.maximum(waiting, left[idle]), begin[idle])
+        last = until[-1]
+        yield part, begin, until
 
 
-def value_at(summary: Mapping[str, Any], *path: str) -> Any:
-    """What stands in a summary below these names; of a single one the dots are levels. None where there is nothing."""
-    value: Any = summary
-    for part in path if len(path) > 1 else path[0].split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
+@kept
+def _taken_in_ps(record: RunRecord) -> Ints:
+    """When more than n of those who have begun had been taken in, for n = 0, 1, ..."""
+    requests = record.requests
+    return np.append(np.sort(queued_ps(requests)[requests.scheduled_ps >= 0], kind="stable"), curves.NEVER)
+
+
+def _up_to(edges: Ints, begin: Ints, end: Ints, amount: Ints) -> Floats:
+    """How much there was up to each edge, if each amount comes evenly from its begin to its end."""
+    times = np.stack([begin, end], axis=1).ravel()
+    so_far = np.cumsum(np.stack([np.zeros_like(amount), amount], axis=1).ravel())
+    amounts: Floats = np.interp(edges, times, so_far, left=0.0)
+    return amounts

@@ -77,13 +77,15 @@ class SessionFigures:
         begun, ended = self._bounds_ps
         return Curve.counting(begun[ended >= 0], ended[ended >= 0]).max
 
-    def latencies(self, name: str) -> dict[str, Number]:
-        """Mean, median, deviation and percentiles (ms) of the completed sessions' `duration` or `without_thinking`."""
-        return self._latencies[name]
+    @cached_property
+    def latencies(self) -> dict[str, dict[str, Number]]:
+        """Mean, median, deviation and percentiles (ms).
 
-    def ttft(self, statistic: str, *, is_first: bool) -> Number:
-        """A statistic of TTFT (ms) of first turns, or of all later ones."""
-        return self._ttft[is_first][statistic]
+        Of the completed sessions' `duration` and `without_thinking`, and of TTFT of `first` turns and all `later` ones.
+        """
+        whole = {name: describe(ps[self._is_completed] / PS_PER_MS) for name, ps in self._times_ps.items()}
+        ttft_ms, is_first = ttft_ps(self.record)[self._done] / PS_PER_MS, self._turn[self._done] == 0
+        return whole | {"first": describe(ttft_ms[is_first]), "later": describe(ttft_ms[~is_first])}
 
     def later_cached_tokens_share(self) -> float | None:
         """Prompt tokens of all turns but the first that were found in the prefix cache."""
@@ -144,11 +146,6 @@ class SessionFigures:
         return started
 
     @cached_property
-    def _ttft(self) -> dict[bool, dict[str, Number]]:
-        ttft_ms, is_first = ttft_ps(self.record)[self._done] / PS_PER_MS, self._turn[self._done] == 0
-        return {True: describe(ttft_ms[is_first]), False: describe(ttft_ms[~is_first])}
-
-    @cached_property
     def _order(self) -> Ints:
         """The requests, those of each turn together."""
         order: Ints = np.argsort(self._turn, kind="stable")
@@ -167,10 +164,6 @@ class SessionFigures:
         num_rows = np.bincount(np.asarray(self._turns.session), minlength=self.num_sessions())
         done: Bools = np.bincount(self._session[self._done], minlength=self.num_sessions()) == num_rows
         return done
-
-    @cached_property
-    def _latencies(self) -> dict[str, dict[str, Number]]:
-        return {name: describe(ps[self._is_completed] / PS_PER_MS) for name, ps in self._times_ps.items()}
 
     @cached_property
     def _times_ps(self) -> dict[str, Ints]:

@@ -29,12 +29,8 @@ class StepFunction(ABC):
         """The time-weighted mean between each two edges (ps)."""
         return self.per_bin(edges)[0]
 
-    def max_per_bin(self, edges: Ints) -> Ints:
-        """The highest value between each two edges (ps): a peak is never lost, however narrow."""
-        return self.per_bin(edges)[1]
-
     def per_bin(self, edges: Ints) -> tuple[Floats, Ints]:
-        """Both of them, in one pass."""
+        """That mean, and the highest value there, in one pass: a peak is never lost, however narrow."""
         integrals, peaks = np.zeros(len(edges)), np.zeros(len(edges), dtype=np.int64)
         so_far = 0.0  # the integral up to the first time of `piece`
         before: Curve | None = None

@@ -29,8 +29,7 @@ from simbatch.sim.plan.search import ROUTERS
 from simbatch.sim.plan.words import sentence
 from simbatch.sim.report import style
 from simbatch.sim.report.page.page import page_writer
-from simbatch.sim.scenario import Scenario, resolve
-from simbatch.sim.scenario.chance import seeds_of
+from simbatch.sim.scenario import Scenario, resolve, seeds_of
 from simbatch.sim.scenario.presets import preset_of
 from simbatch.sim.search.bands import NUM_DRAWS
 from simbatch.sim.search.cells import CellStore

@@ -12,8 +12,7 @@ import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import write_csv, write_json
-from simbatch.sim.metrics.registry import metrics_of
-from simbatch.sim.metrics.run_figures import Metric
+from simbatch.sim.metrics.registry import Metric, metrics_of
 from simbatch.sim.report.figures import Figures, Open, best_in, headline, left_out, said, same_notes, taken_notes
 from simbatch.sim.report.result import Result
 from simbatch.sim.results import Experiment, SideBySide, files

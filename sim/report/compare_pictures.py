@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from simbatch.sim.engine.record import FINISHED
 from simbatch.sim.metrics import curves
 from simbatch.sim.metrics.latencies import latencies_ms
-from simbatch.sim.metrics.registry import WITHIN_SLO, shown
-from simbatch.sim.metrics.run_figures import HIGHER
+from simbatch.sim.metrics.registry import HIGHER, WITHIN_SLO, shown
 from simbatch.sim.report import style
 from simbatch.sim.report.figures import headline
 from simbatch.sim.report.run_pictures import arrivals, binned, end_s

@@ -12,8 +12,8 @@ from simbatch.sim.cost.host import GRAPH, NONE, PIECEWISE
 from simbatch.sim.cost.profile import INLINE
 from simbatch.sim.metrics.columns import RunFacts
 from simbatch.sim.metrics.registry import REGISTRY
+from simbatch.sim.metrics.run_figures import FULL, KINDS
 from simbatch.sim.metrics.steady import AT_ONCE, MIN_SHARE_IN_RANGE, OVERLOADED
-from simbatch.sim.metrics.time_share import FULL, KINDS
 from simbatch.sim.text import number, percent, short_name, table
 
 WIDTH = 50

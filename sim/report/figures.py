@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import data_frame, write_all, write_csv
-from simbatch.sim.metrics.registry import ALIASES, shown
-from simbatch.sim.metrics.run_figures import Metric
+from simbatch.sim.metrics.registry import ALIASES, Metric, shown
 from simbatch.sim.report import style
 from simbatch.sim.report.console import in_place_of
 from simbatch.sim.results import Point, SideBySide

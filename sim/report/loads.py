@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.files import write_csv, write_json
-from simbatch.sim.metrics.registry import shown
-from simbatch.sim.metrics.run_figures import Metric
+from simbatch.sim.metrics.registry import Metric, shown
 from simbatch.sim.report import style
 from simbatch.sim.report.compare import OWN_FILES
 from simbatch.sim.report.figures import BOTH_COLUMNS, DPI, NUM_PANELS, RC, Figures, Open, same_notes, taken_notes
 from simbatch.sim.results import ALIKE, OverLoads, Point, SideBySide, files
 from simbatch.sim.results.runs import MARKS
-from simbatch.sim.scenario.chance import ONE_RUN
+from simbatch.sim.scenario import ONE_RUN
 from simbatch.sim.text import percent, table
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from simbatch.sim.clock import PS_PER_MS, PS_PER_S
 from simbatch.sim.engine.record import FINISHED, RunRecord
 from simbatch.sim.metrics import curves
 from simbatch.sim.metrics.latencies import PooledGaps, duration_ps, latencies_ms
+from simbatch.sim.metrics.run_figures import shares_per_bin
 from simbatch.sim.metrics.step_function import StepFunction
-from simbatch.sim.metrics.time_share import shares_per_bin
 from simbatch.sim.report import style
 from simbatch.sim.report.console import LATENCY_HEADERS
 from simbatch.sim.results.runs import MeasuredRun

@@ -13,9 +13,8 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from simbatch.sim.metrics import figures_of
-from simbatch.sim.metrics.registry import bounds_of, metrics_of, steady_metrics
-from simbatch.sim.metrics.run_figures import Metric
-from simbatch.sim.results.runs import Difference, MetricRow, Runs, Summary, Values, same_as, unread_in
+from simbatch.sim.metrics.registry import Metric, metrics_of, steady_metrics
+from simbatch.sim.results.runs import Difference, MetricRow, Runs, Summary, Values, bounds_of, same_as, unread_in
 from simbatch.sim.statistics import CONFIDENCE, mean_interval
 
 ALIKE = "Nothing to tell apart: every request fared alike under all candidates, in every run."

@@ -14,8 +14,15 @@ from typing import Any
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.files import plain
 from simbatch.sim.metrics.columns import RequestTable, RunFacts
-from simbatch.sim.metrics.registry import possible, possible_difference, searchable
-from simbatch.sim.metrics.run_figures import HIGHER, LOWER, STEADY, Metric, value_at
+from simbatch.sim.metrics.registry import (
+    HIGHER,
+    LOWER,
+    REGISTRY,
+    STEADY,
+    Metric,
+    searchable,
+    value_at,
+)
 from simbatch.sim.metrics.steady import OVERLOADED
 from simbatch.sim.statistics import CONFIDENCE, Interval, mean_interval, paired_difference, paired_ratio
 from simbatch.sim.text import number
@@ -71,7 +78,8 @@ class Runs:
     @cached_property
     def means(self) -> Means:
         """The mean of every figure that can be searched for, by its key; None where one of the runs has none."""
-        return {key: _mean_of_all([metric.of(each) for each in self.summaries]) for key, metric in searchable().items()}
+        found = {key: [metric.of(each) for each in self.summaries] for key, metric in searchable().items()}
+        return {key: None if None in values else fmean(v or 0.0 for v in values) for key, values in found.items()}
 
     @cached_property
     def each(self) -> list[Runs]:
@@ -109,8 +117,26 @@ class Runs:
         return rejected / max(1, total)
 
 
-def _mean_of_all(values: Values) -> float | None:
-    return None if None in values else fmean(value or 0.0 for value in values)
+# of a class or a tenant too, whose names stand before them
+_UP_TO_1 = tuple(key.removeprefix("simbatch.") for key, metric in REGISTRY.items() if metric.kind in ("share", "index"))
+_UP_TO_1 += ("share_of_steps_in_range",)
+
+
+def bounds_of(key: str) -> tuple[float, float]:
+    """Shares and Jain's index lie between 0 and 1, all other figures are times, counts or rates: not below 0."""
+    is_share = key.removeprefix("simbatch.") in _UP_TO_1 or key.endswith(tuple(f".{name}" for name in _UP_TO_1))
+    return 0.0, 1.0 if is_share else float("inf")
+
+
+def possible(interval: Interval, key: str) -> Interval:
+    """The part of an interval of a mean in which the figure can be; the truth is there anyway."""
+    return interval.within(*bounds_of(key))
+
+
+def possible_difference(interval: Interval, key: str) -> Interval:
+    """The part of an interval in which the difference of two means of this figure can be."""
+    low, high = bounds_of(key)
+    return interval.within(low - high, high - low)
 
 
 def refusal_of(summary: Summary) -> str | None:

@@ -1,25 +1,29 @@
 """Scenario files: YAML with places, checked by pydantic, resolved to what the engine runs with.
 
 Resolving fills in the defaults of the scenario's vLLM and checks its start rules.
+
+What several seeds are runs of is one rule for every command that asks for an interval. A seed draws arrivals, lengths,
+shares, noise and predictions. Where none of these is drawn, all seeds are one run, and one is enough. A trace leaves
+its traffic to no seed, whatever else is drawn; an interval for it needs other traffic of the same kind, so several runs
+of it are of the trace resampled in blocks (`sim/workload/traces/resample.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from simbatch.sim.cost.profile import MeasuredProfile, Profile
-from simbatch.sim.cost.sections import HostFile, Settled
+from simbatch.sim.cost.sections import Settled
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.plugins.policy import Policy
-from simbatch.sim.scenario.engine import EngineSettings
-from simbatch.sim.scenario.model import PolicyChoice, Scenario, SloSection
+from simbatch.sim.scenario.engine import EngineSettings, PolicyChoice
+from simbatch.sim.scenario.model import Scenario, SloSection
 from simbatch.sim.scenario.policy import ERROR, asks, is_own, prediction_problems
 from simbatch.sim.scenario.reading import parse_overrides
-from simbatch.sim.scenario.resolved import Fleet, Resolved, ResolvedGroup, file_anywhere
+from simbatch.sim.scenario.resolved import Fleet, Resolved, ResolvedGroup, collect, file_anywhere, load_profiles
 from simbatch.sim.scenario.rules import async_scheduling, batch_limits, capture_sizes, memory_share, start_problems
 from simbatch.sim.scheduler.config import (
     Changes,
@@ -30,8 +34,7 @@ from simbatch.sim.scheduler.config import (
     unknown_settings,
 )
 from simbatch.sim.workload.chunk import Predictor
-
-T = TypeVar("T")
+from simbatch.sim.workload.model import TrafficShape
 
 
 def resolve(
@@ -212,45 +215,77 @@ def _mixed_problems(groups: list[Resolved]) -> Iterator[Problem]:
             yield Problem(f"cluster.groups[{i}].engine.block_size", rule, group.engine.block_size, mend)
 
 
-def load_profiles(scenario: Scenario, problems: list[Problem]) -> tuple[Profile | None, str | None]:
-    """The profile with the host and front end that the scenario wants, and whose they are if another's."""
-    from simbatch.sim.cost.by_name import load_profile, with_kv_cache
-
-    def own() -> Profile:
-        profile = load_profile(scenario.profile, folder=scenario.folder)
-        return with_kv_cache(profile, scenario.profile, scenario.engine.kv_cache_dtype)
-
-    profile = collect(problems, own)
-    if scenario.host is None:
-        return profile, None
-    other = collect(problems, partial(_load_host, scenario.host.profile, scenario.folder))
-    if profile is None or other is None:
-        return None, None
-    return profile.with_host_of(other), other.name
+BLOCKS = 20  # that searches resample a trace in
+RESAMPLE = "workload.trace.resample_blocks"
+STEADY_PROCESSES = ("constant", "all_at_once", "closed_loop")  # whose times no seed draws
+ONE_RUN = "the seed changes nothing here, so one run says it all"
 
 
-def _load_host(reference: str, folder: Path) -> Profile | HostFile:
-    from simbatch.sim.cost.by_name import load_host
-    from simbatch.sim.cost.profile import HOST_KEYS
+def has_chance(scenario: Scenario) -> bool:
+    """Whether two seeds can differ in anything."""
+    workload = scenario.workload
+    if scenario.cluster is not None and (scenario.build_router().draws or _groups_draw(scenario)):
+        return True
+    if (
+        scenario.engine.step_noise
+        or resolve(scenario).host_noise()
+        or scenario.build_policy().parameters().get("predictor_error")
+    ):
+        return True
+    if any(len(shares) > 1 for shares in (workload.priority_shares(), workload.tenant_shares())):
+        return True
+    if workload.trace is not None:
+        return workload.trace.resample_blocks is not None
+    if workload.sessions is not None:
+        return True
+    parts: Sequence[TrafficShape] = workload.mix or [workload]
+    return workload.prefix is not None or any(map(_is_drawn, parts))
 
-    try:
-        profile = load_host(reference, folder=folder)
-    except UserError as error:
-        of_host = (replace(p, place="host.from") if p.place == "profile" else p for p in error.problems)
-        raise UserError(*of_host) from None
-    if not any(getattr(profile, key, None) for key in HOST_KEYS):
-        rule = f"the profile {profile.name} has neither a host nor a front_end section"
-        raise UserError(Problem("host.from", rule, reference, "name one that has, or remove it"))
-    return profile
+
+def _groups_draw(scenario: Scenario) -> bool:
+    """Whether any group of a cluster has noise."""
+    fleet = resolve(scenario).fleet
+    return fleet is not None and any(g.resolved.noise() or g.resolved.host_noise() for g in fleet.groups)
 
 
-def collect(problems: list[Problem], get: Callable[[], T]) -> T | None:
-    """What `get` gives; None where it raises UserError, whose problems are added."""
-    try:
-        return get()
-    except UserError as error:
-        problems.extend(error.problems)
-        return None
+def _is_drawn(traffic: TrafficShape) -> bool:
+    lengths = (traffic.prompt_len, traffic.output_len)
+    if any(length is None or length.distribution != "fixed" for length in lengths):
+        return True
+    return traffic.resolved_arrival().process not in STEADY_PROCESSES
+
+
+def resampling(scenario: Scenario) -> dict[str, Any]:
+    """The setting with which several runs of the scenario are runs of other traffic; none where the seed draws it."""
+    trace = scenario.workload.trace
+    return {RESAMPLE: BLOCKS} if trace is not None and trace.resample_blocks is None else {}
+
+
+def is_resampled(scenario: Scenario) -> bool:
+    """Whether several runs of it are one trace drawn anew, so that no number of them knows more than the trace."""
+    return scenario.workload.trace is not None
+
+
+def seeds_of(scenarios: Iterable[Scenario], count: int) -> list[int]:
+    """The seeds of `count` runs of each of them, from the first one's on; one where no seed changes anything.
+
+    Of a trace the runs are those that `resampling` makes.
+    """
+    every = list(scenarios)
+    is_one = not any(is_resampled(scenario) or has_chance(scenario) for scenario in every)
+    return [every[0].seed + i for i in range(1 if is_one else count)]
+
+
+def num_blocks(scenario: Scenario) -> int | None:
+    """In how many blocks several runs of it resample its trace; None without one."""
+    trace = scenario.workload.trace
+    return None if trace is None else trace.resample_blocks or BLOCKS
+
+
+def runs_words(scenario: Scenario, count: int) -> str:
+    """What so many runs are: `8 seeds`, `8 resamplings of the trace in 20 blocks of time`."""
+    blocks = num_blocks(scenario)
+    return f"{count} seeds" if blocks is None else f"{count} resamplings of the trace in {blocks} blocks of time"
 
 
 __all__ = ["PolicyChoice", "Resolved", "Scenario", "SloSection", "parse_overrides", "resolve"]

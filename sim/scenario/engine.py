@@ -7,14 +7,13 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.json_values import Strict
+from simbatch.sim.json_values import Strict, rule_error
+from simbatch.sim.scenario.flags import FACTORS
 from simbatch.sim.scheduler.config import NEWEST, parse_version
 
 _WITH_UNIT = re.compile(r"(\d+(?:\.\d+)?)([kKmMgG])")
-_UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 def _counted(value: object) -> object:
@@ -22,7 +21,7 @@ def _counted(value: object) -> object:
     match = _WITH_UNIT.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return value
-    number = float(match[1]) * _UNITS[match[2]]
+    number = float(match[1]) * FACTORS[match[2]]
     return int(number) if number.is_integer() else value
 
 
@@ -41,7 +40,7 @@ def _version(value: object) -> object:
             parse_version(value)
         except UserError as error:
             problem = error.problems[0]
-            raise PydanticCustomError("rule", "{rule}", {"rule": problem.rule, "mend": problem.mend}) from None
+            raise rule_error(problem.rule, problem.mend) from None
     return value
 
 
@@ -134,21 +133,45 @@ class EngineSettings(Strict):
 
 
 _NAME = re.compile(r"[\w.:/-]+")
+
+
+def by_key(section: str, key: str, otherwise: str, what: str = "with a name") -> BeforeValidator:
+    """Tells who writes `policy: fixed` to write `policy: {name: fixed}`; `otherwise` stands for what is no name."""
+
+    def check(value: object) -> object:
+        if isinstance(value, str):
+            name = value if _NAME.fullmatch(value) else otherwise
+            raise rule_error(f"must be a mapping {what}", f"write {section}: {{{key}: {name}}}")
+        return value
+
+    return BeforeValidator(check)
+
+
+class _Choice(Strict):
+    """One by its name, with parameters of its own beside it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters alone."""
+        return dict(self.model_extra or {})
+
+
+class PolicyChoice(_Choice):
+    """The batching policy by name, with its parameters beside the name."""
+
+    name: Annotated[str, Field(min_length=1)] = Field(
+        description="fixed, adaptive, priority, vllm, or your own as package.module:Class or file.py:Class"
+    )
+
+
 MAX_REPLICAS = 4096
 Replicas = Annotated[int, Field(ge=1, le=MAX_REPLICAS)]
 
 
-def _router(value: object) -> object:
-    if isinstance(value, str):
-        mend = f"write router: {{name: {value if _NAME.fullmatch(value) else 'least_requests'}}}"
-        raise PydanticCustomError("rule", "must be a mapping with a name", {"mend": mend})
-    return value
-
-
-class RouterChoice(Strict):
+class RouterChoice(_Choice):
     """The router by name, with its parameters beside the name."""
-
-    model_config = ConfigDict(extra="allow")
 
     name: Annotated[str, Field(min_length=1)] = Field(
         description="round_robin, least_requests, ..., or your own as package.module:Class or file.py:Class"
@@ -156,11 +179,6 @@ class RouterChoice(Strict):
     refresh_s: Annotated[float, Field(ge=0, le=1e6)] = Field(
         default=0.0, description="how old what engines publish may be: the gateway asks them so often; 0: always fresh"
     )
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """The parameters alone."""
-        return dict(self.model_extra or {})
 
 
 class Group(Strict):
@@ -194,7 +212,7 @@ class ClusterSettings(Strict):
     groups: Annotated[list[Group], Field(min_length=1, max_length=256)] | None = Field(
         default=None, description="engines that differ, in place of `replicas`"
     )
-    router: Annotated[RouterChoice, BeforeValidator(_router)] = Field(
+    router: Annotated[RouterChoice, by_key("router", "name", "least_requests")] = Field(
         default_factory=lambda: RouterChoice(name="round_robin"), description="where each request is sent"
     )
     events: Annotated[list[ClusterEvent], Field(max_length=10_000)] = Field(
@@ -205,9 +223,9 @@ class ClusterSettings(Strict):
     def _has_one_of_both(self) -> ClusterSettings:
         if (self.replicas is None) == (self.groups is None):
             mend = "write cluster: {replicas: 4}, or groups: [{replicas: 2, profile: ...}, ...]"
-            raise PydanticCustomError("rule", "needs either replicas or groups", {"mend": mend})
+            raise rule_error("needs either replicas or groups", mend)
         if self.groups is not None and sum(group.replicas for group in self.groups) > MAX_REPLICAS:
-            raise PydanticCustomError("rule", f"has more than {MAX_REPLICAS:,} replicas", {"mend": "take fewer"})
+            raise rule_error(f"has more than {MAX_REPLICAS:,} replicas", "take fewer")
         return self
 
     @property

@@ -33,7 +33,7 @@ BENCH_KEYS = {  # flags of `vllm bench serve` that say what is sent, and where i
     "model": "profile",
 }
 _INTEGER = re.compile(r"(-?\d+(?:\.\d+)?)([kKmMgGtT]?)")
-_FACTORS = {
+FACTORS = {
     "": 1,
     **{unit: 1000**i for i, unit in enumerate("kmgt", 1)},
     **{u: 1024**i for i, u in enumerate("KMGT", 1)},
@@ -78,6 +78,12 @@ class Given:
     status: Status = "not_simulated"
     key: str = ""
     reason: str = ""
+    words: tuple[str, ...] = ()  # as they stood in the line
+
+    @property
+    def name(self) -> str:
+        """As vLLM calls the argument."""
+        return self.flag.lstrip("-").replace("-", "_") if self.row is None else self.row.flag
 
     def answered(self, status: Status, reason: str, key: str = "") -> Given:
         """A copy of the flag with another answer."""
@@ -121,7 +127,9 @@ def parse(words: Sequence[str]) -> tuple[list[Given], list[str]]:
             alone.append(word)
             continue
         name, equals, value = _normal(word).partition("=")
-        given.append(_one(name, value if equals else None, rest))
+        begin = len(words) - len(rest) - 1
+        one = _one(name, value if equals else None, rest)
+        given.append(replace(one, words=tuple(words[begin : len(words) - len(rest)])))
     return _last_of_each(given), alone
 
 
@@ -221,7 +229,7 @@ def whole_number(given: Given) -> int:
     match = _INTEGER.fullmatch(given.text.strip())
     if match is None:
         raise UserError(Problem(given.flag, "must be a whole number", given.text, "write it as 32768, 32k or 32K"))
-    return int(float(match[1]) * _FACTORS[match[2]])
+    return int(float(match[1]) * FACTORS[match[2]])
 
 
 def number(given: Given) -> float:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError
-from pydantic_core import PydanticCustomError
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.json_values import Strict
-from simbatch.sim.scenario.engine import ClusterSettings, EngineSettings
-from simbatch.sim.scenario.policy import SweepSection
+from simbatch.sim.json_values import Strict, rule_error
+from simbatch.sim.scenario.document import KeyPath, parse_document
+from simbatch.sim.scenario.engine import ClusterSettings, EngineSettings, PolicyChoice, by_key
+from simbatch.sim.scenario.policy import SweepSection, build_policy, build_router
 from simbatch.sim.scenario.presets import open_scenario
 from simbatch.sim.scenario.problems import Hints, problems_of
 from simbatch.sim.scenario.reading import Source, Value, plain_data
-from simbatch.sim.scenario.reading.document import KeyPath, parse_document
 from simbatch.sim.scenario.rules import with_own_names
 from simbatch.sim.workload.model import Workload
 
@@ -25,50 +24,25 @@ if TYPE_CHECKING:
     from simbatch.sim.plugins.policy import Policy
     from simbatch.sim.plugins.router import Router
 
-_NAME = re.compile(r"[\w.:/-]+")
 Milliseconds = Annotated[float, Field(gt=0, le=1e9)]
+
+
+@cache
+def _hints_of(kind: type[Scenario]) -> Hints:
+    """What a scenario may say; made once, since its schema takes some 50 ms."""
+    return Hints(kind.model_json_schema())
 
 
 def _profile(value: object) -> object:
     if (isinstance(value, str) and value.strip()) or (isinstance(value, dict) and value):
         return value
     mend = "see `simbatch profiles`; inline: profile: {num_gpu_blocks: 1000, step_time: {base_s: 0.01}}"
-    raise PydanticCustomError("rule", "must be a shipped profile's name, a path, or step times inline", {"mend": mend})
-
-
-def _mapping_with_name(value: object) -> object:
-    if isinstance(value, str):
-        rule = "must be a mapping with a name"
-        name = value if _NAME.fullmatch(value) else "fixed"
-        raise PydanticCustomError("rule", "{rule}", {"rule": rule, "mend": f"write policy: {{name: {name}}}"})
-    return value
-
-
-def _mapping_with_from(value: object) -> object:
-    if isinstance(value, str):
-        mend = f"write host: {{from: {value if _NAME.fullmatch(value) else 'PROFILE'}}}"
-        raise PydanticCustomError("rule", "must be a mapping that names a profile", {"mend": mend})
-    return value
+    raise rule_error("must be a shipped profile's name, a path, or step times inline", mend)
 
 
 def _empty_section(value: object) -> object:
     """Take `engine:` with every line below it commented out for an empty section."""
     return {} if value is None else value
-
-
-class PolicyChoice(Strict):
-    """The batching policy by name, with its parameters beside the name."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: Annotated[str, Field(min_length=1)] = Field(
-        description="fixed, adaptive, priority, vllm, or your own as package.module:Class or file.py:Class"
-    )
-
-    @property
-    def params(self) -> dict[str, Any]:
-        """The parameters alone."""
-        return dict(self.model_extra or {})
 
 
 OF_A_SESSION = "session_"
@@ -89,13 +63,11 @@ class SloSection(Strict):
 
     def of_requests(self) -> dict[str, float]:
         """The limits on a request that are set, `{"ttft_ms": 1000.0}`."""
-        given: dict[str, float] = self.model_dump(exclude_none=True)
-        return {key: limit for key, limit in given.items() if not key.startswith(OF_A_SESSION)}
+        return {key: limit for key, limit in self if limit is not None and not key.startswith(OF_A_SESSION)}
 
     def of_sessions(self) -> dict[str, float]:
         """The limits on a whole session that are set, `{"session_duration_ms": 60000.0}`."""
-        given: dict[str, float] = self.model_dump(exclude_none=True)
-        return {key: limit for key, limit in given.items() if key.startswith(OF_A_SESSION)}
+        return {key: limit for key, limit in self if limit is not None and key.startswith(OF_A_SESSION)}
 
 
 class HostChoice(Strict):
@@ -122,13 +94,16 @@ class Scenario(Strict):
     profile: Annotated[str | dict[str, Any], BeforeValidator(_profile)] = Field(
         description="a shipped profile's name, a path, or step times inline"
     )
-    host: Annotated[HostChoice, BeforeValidator(_mapping_with_from)] | None = Field(
+    model: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None, description="the checkpoint, as `vllm serve` lines are to name it; no figure hangs on it"
+    )
+    host: Annotated[HostChoice, by_key("host", "from", "PROFILE", "that names a profile")] | None = Field(
         default=None, description="from: the profile whose `host` and `front_end` are taken, not those of `profile`"
     )
     engine: Annotated[EngineSettings, BeforeValidator(_empty_section)] = Field(
         default_factory=EngineSettings, description="vllm serve flags in snake_case"
     )
-    policy: Annotated[PolicyChoice, BeforeValidator(_mapping_with_name)] = Field(
+    policy: Annotated[PolicyChoice, by_key("policy", "name", "fixed")] = Field(
         default_factory=lambda: PolicyChoice(name="vllm"), description="the batching policy and its parameters"
     )
     cluster: ClusterSettings | None = Field(
@@ -220,7 +195,7 @@ class Scenario(Strict):
         try:
             scenario = cls.model_validate(source.data)
         except ValidationError as error:
-            hints = Hints(cls.model_json_schema())
+            hints = _hints_of(cls)
             problems = problems_of(error, source, hints) + inline_profile_problems(source)
             raise UserError(*source.in_order(problems)) from None
         problems = inline_profile_problems(source)
@@ -251,14 +226,10 @@ class Scenario(Strict):
 
     def build_policy(self) -> Policy:
         """The policy as an object; UserError at a name or parameter that does not exist."""
-        from simbatch.sim.scenario.policy import build_policy
-
         return build_policy(self.policy.name, self.policy.params, self._source)
 
     def build_router(self) -> Router:
         """The cluster's router as an object; UserError at a name or parameter that does not exist."""
-        from simbatch.sim.scenario.policy import build_router
-
         assert self.cluster is not None
         return build_router(self.cluster.router.name, self.cluster.router.params, self._source)
 

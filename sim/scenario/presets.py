@@ -21,7 +21,8 @@ from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import is_dangling, stat_of
-from simbatch.sim.scenario.reading.document import YamlDocument, parse_document, read_document
+from simbatch.sim.scenario.document import YamlDocument, parse_document
+from simbatch.sim.scenario.reading import read_document
 
 AZURE = "Azure LLM inference trace 2023, {} (github.com/Azure/AzurePublicDataset, CC-BY-4.0)"
 MOONCAKE = "Mooncake's conversation trace of FAST'25 (github.com/kvcache-ai/Mooncake, Apache-2.0)"
@@ -59,7 +60,7 @@ class Preset:
         while room is not None and sum(longest) + taken > room and min(longest) > LEAST_TOKENS:
             longest = [tokens // 2 for tokens in longest]
         lengths = {
-            key: {"distribution": "lognormal", "mean": min(mean, limit), "cv": cv, "max": limit}
+            key: _lognormal(min(mean, limit), cv, limit)
             for key, (mean, cv, _), limit in zip(
                 ("prompt_len", "output_len"), (self.prompt, self.output), longest, strict=True
             )

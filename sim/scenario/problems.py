@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from simbatch.sim.errors import NOTHING, Problem
+from simbatch.sim.scenario.document import Key, KeyPath, dotted
 from simbatch.sim.scenario.reading import Source
-from simbatch.sim.scenario.reading.document import Key, KeyPath, dotted
 from simbatch.sim.scenario.rules import advice
 
 Schema = dict[str, Any]

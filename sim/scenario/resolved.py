@@ -1,14 +1,18 @@
-"""A scenario with everything looked up: its engine, or its fleet of them."""
+"""A scenario with everything looked up: its profiles, its engine, or its fleet of them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from simbatch.sim.cost.host import LaunchDraws, NoiseDraws
 from simbatch.sim.cost.model import CostModel
 from simbatch.sim.cost.profile import Profile
+from simbatch.sim.cost.sections import HostFile
+from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.plugins.router import Router
 from simbatch.sim.scenario.engine import EngineSettings
@@ -19,6 +23,8 @@ from simbatch.sim.workload.chunk import Predictor, name_of
 
 if TYPE_CHECKING:
     from simbatch.sim.scenario.model import Scenario
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -213,3 +219,44 @@ def _given(settings: EngineSettings) -> set[str]:
     """The keys that the user wrote, as `engine_settings` names them."""
     given = {name for name in settings.model_fields_set if getattr(settings, name) is not None}
     return given | {"num_gpu_blocks"} if "num_gpu_blocks_override" in given else given
+
+
+def load_profiles(scenario: Scenario, problems: list[Problem]) -> tuple[Profile | None, str | None]:
+    """The profile with the host and front end that the scenario wants, and whose they are if another's."""
+    from simbatch.sim.cost.by_name import load_profile, with_kv_cache
+
+    def own() -> Profile:
+        profile = load_profile(scenario.profile, folder=scenario.folder)
+        return with_kv_cache(profile, scenario.profile, scenario.engine.kv_cache_dtype)
+
+    profile = collect(problems, own)
+    if scenario.host is None:
+        return profile, None
+    other = collect(problems, partial(_load_host, scenario.host.profile, scenario.folder))
+    if profile is None or other is None:
+        return None, None
+    return profile.with_host_of(other), other.name
+
+
+def _load_host(reference: str, folder: Path) -> Profile | HostFile:
+    from simbatch.sim.cost.by_name import load_host
+    from simbatch.sim.cost.profile import HOST_KEYS
+
+    try:
+        profile = load_host(reference, folder=folder)
+    except UserError as error:
+        of_host = (replace(p, place="host.from") if p.place == "profile" else p for p in error.problems)
+        raise UserError(*of_host) from None
+    if not any(getattr(profile, key, None) for key in HOST_KEYS):
+        rule = f"the profile {profile.name} has neither a host nor a front_end section"
+        raise UserError(Problem("host.from", rule, reference, "name one that has, or remove it"))
+    return profile
+
+
+def collect(problems: list[Problem], get: Callable[[], T]) -> T | None:
+    """What `get` gives; None where it raises UserError, whose problems are added."""
+    try:
+        return get()
+    except UserError as error:
+        problems.extend(error.problems)
+        return None

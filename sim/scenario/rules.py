@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.scenario.document import Key, KeyPath
 from simbatch.sim.scenario.engine import EngineSettings
 from simbatch.sim.scenario.flags import spellings
-from simbatch.sim.scenario.reading.document import Key, KeyPath
 from simbatch.sim.scheduler.config import ALL, Changes, EngineConfig, default_of
 
 if TYPE_CHECKING:

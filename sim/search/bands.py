@@ -15,8 +15,7 @@ from math import ceil, log
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.cost.uncertainty import PARTS, WORDS, deviations, factors, scaled, uncertainty_of
-from simbatch.sim.metrics.registry import REGISTRY, SLO_SHARE
-from simbatch.sim.metrics.run_figures import LOWER, Metric
+from simbatch.sim.metrics.registry import LOWER, REGISTRY, SLO_SHARE, Metric
 from simbatch.sim.results.runs import Summary
 from simbatch.sim.scenario import Resolved
 

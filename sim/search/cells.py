@@ -18,8 +18,7 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import json_text, write_text
 from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.results.runs import Summary
-from simbatch.sim.scenario import resolve
-from simbatch.sim.scenario.chance import resampling, seeds_of
+from simbatch.sim.scenario import resampling, resolve, seeds_of
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.reading import plain_value
 from simbatch.sim.scenario.resolved import Fleet, Resolved

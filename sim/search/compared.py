@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import product
 from typing import Any
@@ -11,10 +11,10 @@ from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.plugins.policy import Policy
 from simbatch.sim.report.compare import Comparison, ReplicatedComparison
 from simbatch.sim.report.loads import LoadComparison
+from simbatch.sim.report.result import Result
 from simbatch.sim.results import Experiment
 from simbatch.sim.results.runs import Summary
-from simbatch.sim.scenario import resolve
-from simbatch.sim.scenario.chance import has_chance, is_resampled, resampling, seeds_of
+from simbatch.sim.scenario import has_chance, is_resampled, resampling, resolve, seeds_of
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.resolved import Resolved
 from simbatch.sim.search import run_resolved
@@ -47,21 +47,53 @@ def compare(
     """
     chosen = _candidates(scenario, candidates, least=1 if rates or users else 2)
     objects = {label: each for label, each in chosen.items() if isinstance(each, Policy)}
-    resolved = {label: _resolved(scenario, each) for label, each in chosen.items()}
-    seeds = seeds_of((each.scenario for each in resolved.values()), replications)
-    if len(seeds) > 1:
-        resolved = {label: _resampled(each, objects.get(label)) for label, each in resolved.items()}
-    if rates or users:
-        loads = loads_from(map(_written, rates or ()), map(_written, users or ()), ("rates", "users"))
-        load = load_asked(next(iter(resolved.values())).scenario, by_users=bool(users))
-        found = summaries_of(cells_at(resolved, load, loads, seeds, objects), _unwatched, say, jobs=jobs)
-        return compared_at(resolved, load, found, loads, seeds, bonferroni=bonferroni)
-    cells = cells_under(resolved, seeds[1:], objects)
-    first = Comparison({label: run_resolved(each) for label, each in resolved.items()})
+    as_given = {label: _resolved(scenario, each) for label, each in chosen.items()}
+    resolved, seeds = under_seeds(as_given, replications, "replications", objects)
+    loads = loads_from(map(_written, rates or ()), map(_written, users or ()), ("rates", "users"))
+
+    def run(candidate: Resolved, _label: str) -> Result:
+        return run_resolved(candidate)
+
+    ways: dict[str, Any] = {"by_users": bool(users), "bonferroni": bonferroni, "objects": objects}
+    return compared_under(resolved, seeds, loads, run, _unwatched, say, jobs=jobs, **ways)
+
+
+def under_seeds(
+    candidates: Mapping[str, Resolved], replications: int, origin: str, objects: Objects | None = None
+) -> tuple[Mapping[str, Resolved], list[int]]:
+    """The candidates as they run under several seeds, a trace resampled, and the seeds; as they stand under one."""
+    policies, scenarios = objects or {}, {label: each.scenario for label, each in candidates.items()}
+    seeds = seeds_of(scenarios.values(), replications)
+    if len(seeds) == 1:
+        return candidates, seeds
+    changed = {label: each.override(resampling(each), origin=origin) for label, each in scenarios.items()}
+    return {label: resolve(each, policies.get(label)) for label, each in changed.items()}, seeds
+
+
+def compared_under(
+    candidates: Mapping[str, Resolved],
+    seeds: Sequence[int],
+    loads: Sequence[float],
+    run: Callable[[Resolved, str], Result],
+    watch: Watch,
+    say: Say | None,
+    *,
+    by_users: bool,
+    bonferroni: bool,
+    jobs: int,
+    objects: Objects | None = None,
+) -> Comparison | ReplicatedComparison | LoadComparison:
+    """At each of the loads, else at the scenario's own: there the first seed's by `run`, and then the others."""
+    if loads:
+        load = load_asked(next(iter(candidates.values())).scenario, by_users=by_users)
+        found = summaries_of(cells_at(candidates, load, loads, seeds, objects), watch, say, jobs=jobs)
+        return compared_at(candidates, load, found, loads, seeds, bonferroni=bonferroni)
+    cells = cells_under(candidates, seeds[1:], objects)
+    first = Comparison({label: run(each, label) for label, each in candidates.items()})
     if len(seeds) == 1:
         return first
-    others = summaries_of(cells, _unwatched, say, jobs=jobs)
-    return replicated(first, resolved, others, seeds, bonferroni=bonferroni)
+    others = summaries_of(cells, watch, say, jobs=jobs)
+    return replicated(first, candidates, others, seeds, bonferroni=bonferroni)
 
 
 def _written(value: float) -> str:
@@ -102,11 +134,6 @@ def _candidates(
 
 def _resolved(scenario: Scenario, candidate: Candidate) -> Resolved:
     return resolve(candidate) if isinstance(candidate, Scenario) else resolve(scenario, candidate)
-
-
-def _resampled(candidate: Resolved, policy: Policy | None) -> Resolved:
-    """What several seeds run of it."""
-    return resolve(candidate.scenario.override(resampling(candidate.scenario), origin="replications"), policy)
 
 
 def _unwatched(_total: int) -> AbstractContextManager[OnResult]:

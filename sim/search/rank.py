@@ -15,12 +15,11 @@ from functools import cached_property
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import user_path
 from simbatch.sim.metrics import registry
-from simbatch.sim.metrics.registry import REGISTRY, THROUGHPUT
-from simbatch.sim.metrics.run_figures import HIGHER, Metric
+from simbatch.sim.metrics.registry import HIGHER, REGISTRY, THROUGHPUT, Metric
 from simbatch.sim.plugins.policy import POLICIES
 from simbatch.sim.results import Experiment
 from simbatch.sim.results.runs import NO_DIFFERENCE, Difference, Runs, Summary, Values
-from simbatch.sim.scenario.chance import has_chance, is_resampled, resampling, seeds_of
+from simbatch.sim.scenario import has_chance, is_resampled, resampling, seeds_of
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.search.cells import Cell, cells_of
 from simbatch.sim.statistics import CONFIDENCE

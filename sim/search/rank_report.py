@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.sim.files import write_json
-from simbatch.sim.metrics.registry import shown
-from simbatch.sim.metrics.run_figures import Metric
+from simbatch.sim.metrics.registry import Metric, shown
 from simbatch.sim.results import files
 from simbatch.sim.results.runs import Runs, Summary
-from simbatch.sim.scenario.chance import ONE_RUN, runs_words
+from simbatch.sim.scenario import ONE_RUN, runs_words
 from simbatch.sim.search.rank import (
     NORMALISED,
     OUTPUT,

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 from simbatch.sim.errors import UserError
 from simbatch.sim.files import data_frame, write_csv, write_table
 from simbatch.sim.metrics import figures_of
-from simbatch.sim.metrics.registry import shown
-from simbatch.sim.metrics.run_figures import Metric
+from simbatch.sim.metrics.registry import Metric, shown
 from simbatch.sim.results import Experiment, files
 from simbatch.sim.results.runs import Summary
-from simbatch.sim.scenario.chance import BLOCKS, ONE_RUN
+from simbatch.sim.scenario import BLOCKS, ONE_RUN
 from simbatch.sim.scenario.model import OF_A_SESSION, Scenario
 from simbatch.sim.search.cells import Cell, CellStore, cells_of, replicated_cells
 from simbatch.sim.search.run import Say, run_cells

@@ -8,11 +8,11 @@ from itertools import product
 from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
+from simbatch.sim.scenario.document import KeyPath, dotted
 from simbatch.sim.scenario.model import Scenario
 from simbatch.sim.scenario.policy import Range, SweepSection
 from simbatch.sim.scenario.problems import Hints
 from simbatch.sim.scenario.reading import read_value
-from simbatch.sim.scenario.reading.document import KeyPath, dotted
 
 MAX_CELLS = 1_000_000
 Place = Mapping[str, str]

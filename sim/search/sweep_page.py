@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from simbatch.sim.metrics.registry import GOODPUT, THROUGHPUT, shown
-from simbatch.sim.metrics.run_figures import HIGHER, Metric
+from simbatch.sim.metrics.registry import GOODPUT, HIGHER, THROUGHPUT, Metric, shown
 from simbatch.sim.report import style
 from simbatch.sim.report.page.charts import PageChart, Panel, Trace, around, border, heat, is_wide, limit, line, points
 from simbatch.sim.report.page.page import (

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simbatch.sim.metrics.registry import GOODPUT, THROUGHPUT, shown
-from simbatch.sim.metrics.run_figures import HIGHER, Metric
+from simbatch.sim.metrics.registry import GOODPUT, HIGHER, THROUGHPUT, Metric, shown
 from simbatch.sim.report import style
 from simbatch.sim.text import number
 

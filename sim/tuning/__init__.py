@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from simbatch.sim.metrics.run_figures import HIGHER, LOWER, Metric
+from simbatch.sim.metrics.registry import HIGHER, LOWER, Metric
 from simbatch.sim.results import Experiment
 from simbatch.sim.results.runs import Summary
-from simbatch.sim.scenario import Scenario, resolve
-from simbatch.sim.scenario.chance import has_chance, is_resampled, resampling, seeds_of
+from simbatch.sim.scenario import Scenario, has_chance, is_resampled, resampling, resolve, seeds_of
 from simbatch.sim.statistics import Interval, Knee, find_knee
 from simbatch.sim.tuning.finalists import (
     Finalists,

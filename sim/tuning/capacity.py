@@ -26,8 +26,7 @@ from simbatch.sim.metrics.registry import REGISTRY, SESSION_SLO, SESSIONS_WITHIN
 from simbatch.sim.metrics.steady import OVERLOADED
 from simbatch.sim.results import Experiment
 from simbatch.sim.results.runs import Means, Runs
-from simbatch.sim.scenario import Scenario
-from simbatch.sim.scenario.chance import RESAMPLE, is_resampled, resampling, seeds_of
+from simbatch.sim.scenario import RESAMPLE, Scenario, is_resampled, resampling, seeds_of
 from simbatch.sim.search.loads import OfferedLoad, load_of, rounded
 from simbatch.sim.tuning import Evaluate
 from simbatch.sim.tuning.goal import METRICS, Limit

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.files import write_csv, write_json
-from simbatch.sim.metrics.registry import REGISTRY, SESSIONS, SESSIONS_WITHIN_SLO, WITHIN_SLO
-from simbatch.sim.metrics.run_figures import Metric
+from simbatch.sim.metrics.registry import REGISTRY, SESSIONS, SESSIONS_WITHIN_SLO, WITHIN_SLO, Metric
 from simbatch.sim.metrics.steady import OVERLOADED
 from simbatch.sim.report import style
 from simbatch.sim.results.files import Writers, write_result
-from simbatch.sim.scenario.chance import ONE_RUN, is_resampled, num_blocks, runs_words
+from simbatch.sim.scenario import ONE_RUN, is_resampled, num_blocks, runs_words
 from simbatch.sim.text import number
 from simbatch.sim.tuning.goal import METRICS
 from simbatch.sim.tuning.tune_files import OWN_FILES

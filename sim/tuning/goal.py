@@ -9,8 +9,17 @@ from math import inf, isfinite
 from typing import TYPE_CHECKING
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.metrics.registry import ALIASES, GOODPUT, SESSION_GOODPUT, SESSION_SLO, SLO_SHARE, searchable
-from simbatch.sim.metrics.run_figures import HIGHER, LOWER, Metric
+from simbatch.sim.metrics.registry import (
+    ALIASES,
+    GOODPUT,
+    HIGHER,
+    LOWER,
+    SESSION_GOODPUT,
+    SESSION_SLO,
+    SLO_SHARE,
+    Metric,
+    searchable,
+)
 
 if TYPE_CHECKING:
     from simbatch.sim.results.runs import Means

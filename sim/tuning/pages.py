@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from simbatch.sim.metrics.registry import REGISTRY, WITHIN_SLO
-from simbatch.sim.metrics.run_figures import Metric
+from simbatch.sim.metrics.registry import REGISTRY, WITHIN_SLO, Metric
 from simbatch.sim.report import style
 from simbatch.sim.report.engine_text import trust_of
 from simbatch.sim.report.page.charts import PageChart, Panel, Trace, is_wide, limit, line, points, span

@@ -24,12 +24,10 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from simbatch.sim.cost.profile import MeasuredProfile
-from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, THROUGHPUT, WITHIN_SLO
-from simbatch.sim.metrics.run_figures import Metric, value_at
+from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, THROUGHPUT, WITHIN_SLO, Metric, value_at
 from simbatch.sim.results import Experiment
 from simbatch.sim.results.runs import Runs, Summary
-from simbatch.sim.scenario import Scenario
-from simbatch.sim.scenario.chance import seeds_of
+from simbatch.sim.scenario import Scenario, seeds_of
 from simbatch.sim.search.bands import Bands
 from simbatch.sim.statistics import Interval, paired_ratio
 from simbatch.sim.tuning.finalists import DrawnGain, Stand, bands_of, draws_of

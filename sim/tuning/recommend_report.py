@@ -35,9 +35,9 @@ def report(found: Recommendation) -> str:
     given = arguments(found)
     sections = [
         [*_head(found)],
+        ["recommended:", command(given), f"or: vllm serve --config {CONFIG_FILE}"],
         [*_evidence(found)],
         [*verdict(found)],
-        [command(given), f"or: vllm serve --config {CONFIG_FILE}"],
         [f"- {note}" for note in all_notes(found)],
     ]
     return "\n\n".join("\n".join(lines) for lines in sections if lines)
@@ -83,7 +83,7 @@ def choices(found: Recommendation) -> list[str]:
 def all_notes(found: Recommendation) -> list[str]:
     """What the figures rest on."""
     profile = found.profile
-    lines = weight_notes(profile)
+    lines = weight_notes(found.scenario, profile)
     if profile.is_estimate:
         lines.append(f"The profile {profile.name} is an estimate: nobody measured this model on this GPU.")
     elif profile.error is not None:

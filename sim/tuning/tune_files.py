@@ -9,12 +9,10 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from simbatch.sim.files import write_csv, write_json
-from simbatch.sim.metrics.registry import THROUGHPUT
-from simbatch.sim.metrics.run_figures import HIGHER, LOWER, Metric
+from simbatch.sim.metrics.registry import HIGHER, LOWER, THROUGHPUT, Metric
 from simbatch.sim.report import style
 from simbatch.sim.results.files import Writers, write_result
-from simbatch.sim.scenario import Scenario, resolve
-from simbatch.sim.scenario.chance import num_blocks
+from simbatch.sim.scenario import Scenario, num_blocks, resolve
 from simbatch.sim.statistics import Interval
 from simbatch.sim.tuning.finalists import TriedSettings, setting_words
 from simbatch.sim.tuning.goal import METRICS, Goal

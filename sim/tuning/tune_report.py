@@ -6,10 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from simbatch.sim.cost.profile import MeasuredProfile
-from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, shown
-from simbatch.sim.metrics.run_figures import Metric
-from simbatch.sim.scenario import resolve
-from simbatch.sim.scenario.chance import ONE_RUN, has_chance, is_resampled, runs_words
+from simbatch.sim.metrics.registry import GOODPUT, REGISTRY, Metric, shown
+from simbatch.sim.scenario import ONE_RUN, has_chance, is_resampled, resolve, runs_words
 from simbatch.sim.statistics import RULE
 from simbatch.sim.text import number, table, wrapped
 from simbatch.sim.tuning import Tuned, trade_off
@@ -202,7 +200,7 @@ def _advice(tuned: Tuned) -> Iterator[str]:
         yield f"  (policy {policy} {said}: docs/vllm-policies.md)"
     profile = resolve(tuned.scenario.override(settings)).profile
     if isinstance(profile, MeasuredProfile):
-        yield from (f"  ({note})" for note in weight_notes(profile))
+        yield from (f"  ({note})" for note in weight_notes(tuned.scenario, profile))
 
 
 def advice_label(tuned: Tuned) -> str:

@@ -18,7 +18,9 @@ from simbatch.sim.tuning.space import Settings
 if TYPE_CHECKING:
     from simbatch.sim.tuning.recommend import Recommendation
 
-QUANTIZATION_FLAGS = ("awq", "gptq", "fp8")  # checkpoints in the other quantisations say it themselves
+# What 16-bit weights are turned into as they are loaded. A checkpoint that is quantised says itself how; with `awq` or
+# `gptq` beside it vLLM up to 0.22 leaves its Marlin kernels for ones several times slower.
+QUANTIZATION_FLAGS = ("fp8",)
 
 
 def set_flags(settings: Settings) -> str:
@@ -41,7 +43,8 @@ def vllm_serve(scenario: Scenario, settings: Settings) -> str:
     profile, given = resolved.profile, resolved.scenario.engine
     model, flags = "MODEL", {}
     if isinstance(profile, MeasuredProfile):
-        model, flags = profile.model, _of_profile(profile) | {"max_model_len": resolved.engine.max_model_len}
+        model = model_of(scenario, profile)
+        flags = _of_profile(profile, model) | {"max_model_len": resolved.engine.max_model_len}
     for name in type(given).model_fields:
         value = getattr(given, name)
         if (name, value) == ("kv_cache_dtype", "auto"):  # the profile's own, which vLLM's auto may not be
@@ -50,6 +53,13 @@ def vllm_serve(scenario: Scenario, settings: Settings) -> str:
             flags[name] = value
     is_refused = policy_refusal(scenario, settings) is not None
     return serve_line(model, flags | ({} if is_refused else policy_arguments(resolved.scenario)))
+
+
+def model_of(scenario: Scenario, profile: MeasuredProfile) -> str:
+    """The checkpoint's name: the scenario's own as long as `profile` is of the same model, else the profile's."""
+    own = resolve(scenario).profile
+    is_same = isinstance(own, MeasuredProfile) and own.model == profile.model
+    return scenario.model if scenario.model is not None and is_same else profile.model
 
 
 def policy_refusal(scenario: Scenario, settings: Settings) -> str | None:
@@ -62,24 +72,26 @@ def policy_refusal(scenario: Scenario, settings: Settings) -> str | None:
     return None
 
 
-def weight_notes(profile: MeasuredProfile) -> list[str]:
-    """What one must know about the model's name when its weights are quantised."""
-    kind = profile.quantisation
-    if kind in ("bf16", "fp16", "fp32"):
+def weight_notes(scenario: Scenario, profile: MeasuredProfile) -> list[str]:
+    """What one must know about the model's name when its weights are quantised otherwise than the scenario's own."""
+    kind, model = profile.quantisation, model_of(scenario, profile)
+    if kind in ("bf16", "fp16", "fp32") or (model == scenario.model and resolve(scenario).profile == profile):
         return []
-    if kind == "fp8":
+    if _of_profile(profile, model).get("quantization") == "fp8":
         return [
-            f"--quantization fp8 turns the 16-bit checkpoint {profile.model} into FP8 as it is loaded; for one that "
+            f"--quantization fp8 turns the 16-bit checkpoint {model} into FP8 as it is loaded; for one that "
             "is in FP8 already put its name there and leave the flag out."
         ]
-    flag = "" if kind in QUANTIZATION_FLAGS else "; it says itself how it is quantised, so there is no flag"
-    return [f"Weights in {kind} need a checkpoint in {kind}: put its name in place of {profile.model}{flag}."]
+    return [
+        f"Weights in {kind} need a checkpoint in {kind}: put its name in place of {model}; it says itself how it is "
+        "quantised, so there is no flag."
+    ]
 
 
-def _of_profile(profile: MeasuredProfile) -> dict[str, Any]:
+def _of_profile(profile: MeasuredProfile, model: str) -> dict[str, Any]:
     """How the model was held when it was measured, where vLLM would do otherwise."""
     flags: dict[str, Any] = {}
-    if profile.quantisation in QUANTIZATION_FLAGS:
+    if profile.quantisation in QUANTIZATION_FLAGS and profile.quantisation not in model.lower():
         flags["quantization"] = profile.quantisation
     if profile.kv_cache_dtype.startswith("fp8"):
         flags["kv_cache_dtype"] = profile.kv_cache_dtype
@@ -110,9 +122,9 @@ DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 def arguments(found: Recommendation) -> dict[str, Any]:
     """Every argument that the recommendation sets, by vLLM's name with dashes; `model` is the first."""
     profile, engine = found.profile, found.scenario.engine
-    given: dict[str, Any] = {"model": profile.model}
-    if profile.quantisation in QUANTIZATION_FLAGS:
-        given["quantization"] = profile.quantisation
+    given: dict[str, Any] = {"model": model_of(found.scenario, profile)}
+    if quantization := _of_profile(profile, given["model"]).get("quantization"):
+        given["quantization"] = quantization
     elif profile.quantisation in DTYPES:
         given["dtype"] = DTYPES[profile.quantisation]
     given |= {

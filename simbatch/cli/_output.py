@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from stat import S_ISDIR
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -80,6 +80,14 @@ class Output:
 def show_page(text: str) -> None:
     """`text` on stdout, no line of it wider than the page."""
     click.echo("\n".join(wrapped(text.split("\n"))))
+
+
+def show_either(as_json: bool, content: Callable[[], Any], text: Callable[[], str], *, ascii_only: bool = True) -> None:
+    """The content as JSON on stdout, or the text for a person."""
+    if as_json:
+        click.echo(json.dumps(content(), indent=2, ensure_ascii=ascii_only))
+    else:
+        show_page(text())
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from simbatch.sim.report.result import Result
     from simbatch.sim.scenario import Resolved
     from simbatch.sim.search.bands import BandedCandidates
-    from simbatch.sim.search.run import Watch
     from simbatch.sim.search.upgrade import Upgrade
 
 
@@ -105,50 +104,27 @@ def compare(
     loads results/<name of FILE>-loads. --figure draws the chosen --metrics for a paper, and writes what it shows as a
     CSV of the same name next to it.
     """
-    from simbatch.sim.report.compare import OWN_FILES
-    from simbatch.sim.scenario.chance import ONE_RUN
-    from simbatch.sim.search.compared import loads_from
+    from simbatch.sim.report.compare import OWN_FILES, Comparison
+    from simbatch.sim.scenario import ONE_RUN
+    from simbatch.sim.search.compared import compared_under, loads_from, under_seeds
 
     loads = loads_from(rates, users)
     if bands and (loads or replications > 1):
         rule = "are drawn for one load and one seed"
         raise UserError(Problem("--bands", rule, mend="leave out --rate, --users and --replications, or --bands"))
     named = {"--policy": policies, "--profile": profiles, "--router": routers, "--vllm-version": versions}
-    candidates = _candidates(asked, named, least=1 if loads else 2)
-    candidates, seeds = _under_seeds(candidates, replications)
+    candidates, seeds = under_seeds(_candidates(asked, named, 1 if loads else 2), replications, "--replications")
     drawn = _wanted_figure(metrics, figure, width)
     output = Output(asked, f"{asked.file.stem}-{'loads' if loads else 'compare'}", OWN_FILES)
-    compared: Comparison | ReplicatedComparison | LoadComparison
-    if loads:
-        compared = _compared_at(asked, candidates, loads, seeds, bonferroni=bonferroni, by_users=bool(users))
-    else:
-        compared = _side_by_side(asked, candidates, seeds, versions, bands=bands, bonferroni=bonferroni)
+    run, watch = partial(simulate_shown, asked), partial(cells_shown, "replications", quiet=asked.quiet)
+    ways: dict[str, Any] = {"by_users": bool(users), "bonferroni": bonferroni, "jobs": asked.jobs}
+    compared = compared_under(candidates, seeds, loads, run, watch, asked.say, **ways)
+    if isinstance(compared, Comparison):
+        compared.upgrades = _upgrades(asked, candidates, compared.results, versions)
+        compared.bands = _banded(asked, candidates, compared.results) if bands else None
     _show(asked, compared, output, drawn, all_rows=all_rows or bool(loads))
     if not loads and len(seeds) < replications and not (asked.quiet or asked.as_json):
         show_page(f"NOTE: {ONE_RUN}; there is no interval.")
-
-
-def _side_by_side(
-    asked: Asked,
-    candidates: dict[str, Resolved],
-    seeds: Sequence[int],
-    versions: Sequence[str],
-    *,
-    bands: bool,
-    bonferroni: bool,
-) -> Comparison | ReplicatedComparison:
-    """At the scenario's own load; under several seeds each is run under the first one here and then under the rest."""
-    from simbatch.sim.report.compare import Comparison
-    from simbatch.sim.search.compared import cells_under, replicated, summaries_of
-
-    cells = cells_under(candidates, seeds[1:])
-    results = {label: simulate_shown(asked, resolved, label) for label, resolved in candidates.items()}
-    upgrades = _upgrades(asked, candidates, results, versions)
-    banded = _banded(asked, candidates, results) if bands else None
-    if len(seeds) == 1:
-        return Comparison(results, upgrades, banded)
-    others = summaries_of(cells, _watch(asked), asked.say, jobs=asked.jobs)
-    return replicated(Comparison(results), candidates, others, seeds, bonferroni=bonferroni)
 
 
 def _banded(asked: Asked, candidates: Mapping[str, Resolved], results: Mapping[str, Result]) -> BandedCandidates:
@@ -159,24 +135,6 @@ def _banded(asked: Asked, candidates: Mapping[str, Resolved], results: Mapping[s
     for label, each in drawn.items():
         add_bands(results[label].summary, each)
     return BandedCandidates({label: result.summary for label, result in results.items()}, drawn)
-
-
-def _compared_at(
-    asked: Asked,
-    candidates: dict[str, Resolved],
-    values: list[float],
-    seeds: Sequence[int],
-    *,
-    bonferroni: bool,
-    by_users: bool,
-) -> LoadComparison:
-    """At several loads."""
-    from simbatch.sim.search.compared import cells_at, compared_at, load_asked, summaries_of
-
-    load = load_asked(next(iter(candidates.values())).scenario, by_users=by_users)
-    cells = cells_at(candidates, load, values, seeds)
-    found = summaries_of(cells, _watch(asked), asked.say, jobs=asked.jobs)
-    return compared_at(candidates, load, found, values, seeds, bonferroni=bonferroni)
 
 
 def _show(
@@ -217,12 +175,8 @@ def _wanted_figure(
     return lambda compared: compared.save_figure(figure, names, width=inches)
 
 
-def _watch(asked: Asked) -> Watch:
-    return partial(cells_shown, "replications", quiet=asked.quiet)
-
-
 def _upgrades(
-    asked: Asked, candidates: dict[str, Resolved], results: dict[str, Result], versions: Sequence[str]
+    asked: Asked, candidates: Mapping[str, Resolved], results: Mapping[str, Result], versions: Sequence[str]
 ) -> list[Upgrade]:
     """From the first version to each other one, for each policy and profile; the labels are in the versions' order."""
     from simbatch.sim.search.upgrade import upgrade
@@ -233,19 +187,6 @@ def _upgrades(
         name = first.rpartition(", vLLM ")[0]
         found += [upgrade(candidates[first].scenario, results[first], results[other], run, name) for other in others]
     return found
-
-
-def _under_seeds(candidates: dict[str, Resolved], replications: int) -> tuple[dict[str, Resolved], list[int]]:
-    """The candidates as they run under several seeds, a trace resampled, and the seeds; as they stand under one."""
-    from simbatch.sim.scenario import resolve
-    from simbatch.sim.scenario.chance import resampling, seeds_of
-
-    scenarios = {label: resolved.scenario for label, resolved in candidates.items()}
-    seeds = seeds_of(scenarios.values(), replications)
-    if len(seeds) == 1:
-        return candidates, seeds
-    origin = "--replications"
-    return {name: resolve(each.override(resampling(each), origin=origin)) for name, each in scenarios.items()}, seeds
 
 
 def _candidates(asked: Asked, named: Mapping[str, Sequence[str]], least: int) -> dict[str, Resolved]:

@@ -5,15 +5,16 @@ And `simbatch profiles import` and `estimate`: profiles from the measurements of
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._output import progress_of, replacing, show_page, working
-from simbatch.cli.memory import check_output
+from simbatch.cli._options import flags_of
+from simbatch.cli._output import progress_of, show_either, working
+from simbatch.cli.memory import check_output, write
 
 if TYPE_CHECKING:
     from simbatch.sim.cost.profile import MeasuredProfile, Profile
@@ -56,81 +57,65 @@ def fit(
         if target is not None:
             check_target(target, list(files))
     limits = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
-    flags = {f"--{name.replace('_', '-')}": value for name, value in limits.items()}
+    flags = {flags_of([name]): value for name, value in limits.items()}
+    name = None if output is None else output.name.removesuffix(".json")
     if all(map(is_recorded, files)):
         _refuse({**flags, "--plot": plot}, "is not for a recorder's files, which say it themselves")
-        shown = _of_recorder(files, nearest, output, as_json)
+        profile, content, text = _of_recorder(files, nearest, name)
     elif _are_samples(files):
         _refuse({"--profile": nearest, **flags}, "is for results of a server; a file of samples says it itself")
-        shown = _of_samples(files[0], output, plot, as_json)
+        profile, content, text = _of_samples(files[0], name, plot)
     else:
         _refuse({"--plot": plot}, "draws a file of samples, and FILES are results of a server")
-        shown = _of_streams(files, nearest, limits, output, as_json)
-    if isinstance(shown, str):
-        show_page(shown)
-    else:
-        click.echo(json.dumps(shown, indent=2, ensure_ascii=False))
+        profile, content, text = _of_streams(files, nearest, name, limits)
+    if output is not None:
+        write(profile, output)
+    show_either(as_json, content, text, ascii_only=False)
     for target in (output, plot):
         if target is not None:
             click.echo(f"{target}: written", err=True)
 
 
-Shown = str | dict[str, Any]  # a report as text, or as JSON
+Fitted = tuple["Profile", Callable[[], dict[str, Any]], Callable[[], str]]  # with its report, as JSON and as text
 
 
-def _of_recorder(files: tuple[Path, ...], nearest: str | None, output: Path | None, as_json: bool) -> Shown:
+def _of_recorder(files: tuple[Path, ...], nearest: str | None, name: str | None) -> Fitted:
     from simbatch.profiler.fit.recorder import fit_recorder, report_dict
 
     with working("fit of a recorder's files"):
-        found = fit_recorder(files, nearest=nearest, name=_name(output))
-    _write(found.profile, output)
-    return report_dict(found) if as_json else found.text()
+        found = fit_recorder(files, nearest=nearest, name=name)
+    return found.profile, partial(report_dict, found), found.text
 
 
-def _of_samples(file: Path, output: Path | None, plot: Path | None, as_json: bool) -> Shown:
+def _of_samples(file: Path, name: str | None, plot: Path | None) -> Fitted:
     from simbatch.profiler.fit import fit_samples
     from simbatch.profiler.fit.report import plot_fit, report_dict, report_text
     from simbatch.profiler.records.samples import read_samples
 
     with working("fit of samples"):
         samples = read_samples(file)
-        found = fit_samples(samples, name=_name(output))
+        found = fit_samples(samples, name=name)
     if plot is not None:
         plot_fit(found, plot)
-    _write(found.profile, output)
     if samples.engine.async_scheduling:
         click.echo(ASYNC, err=True)
-    return report_dict(found) if as_json else report_text(found)
+    return found.profile, partial(report_dict, found), partial(report_text, found)
 
 
 def _of_streams(
-    files: tuple[Path, ...], nearest: str | None, limits: Mapping[str, int | None], output: Path | None, as_json: bool
-) -> Shown:
+    files: tuple[Path, ...], nearest: str | None, name: str | None, limits: Mapping[str, int | None]
+) -> Fitted:
     from simbatch.profiler.fit.streams import fit_streams, num_parts, report_dict
 
     with progress_of("fit", num_parts(len(files)), quiet=False) as progress:
-        found = fit_streams(files, nearest=nearest, name=_name(output), progress=progress, **limits)
-    _write(found.profile, output)
-    return report_dict(found) if as_json else found.text()
-
-
-def _name(output: Path | None) -> str | None:
-    """Of the profile, after its file."""
-    return None if output is None else output.name.removesuffix(".json")
+        found = fit_streams(files, nearest=nearest, name=name, progress=progress, **limits)
+    return found.profile, partial(report_dict, found), found.text
 
 
 ASYNC = (
     "warning: two steps were in flight (async_scheduling), and samples have one time for host and device; the "
     "recorder's file next to them tells the two apart: simbatch fit NAME.steps.jsonl -o mine.json"
 )
-
-
-def _write(profile: Profile, output: Path | None) -> None:
-    from simbatch.sim.cost.by_name import write_profile
-
-    if output is not None:
-        with replacing(output):
-            write_profile(profile, output)
 
 
 def _are_samples(files: tuple[Path, ...]) -> bool:
@@ -160,7 +145,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
 
 @click.command(name="import")
 @click.option("--from", "source", type=click.Choice(FORMATS), required=True, help="Whose measurements DIR holds.")
-@click.argument("directory", metavar="[DIR]", type=FOLDER, required=False)
+@click.argument("folder", metavar="[DIR]", type=FOLDER, required=False)
 @click.option("--model", help="Whose times to compose, as Qwen/Qwen3-32B (aiconfigurator-core).")
 @click.option("--gpu", metavar="G", help="h100, h200, b200, a100 ... (aiconfigurator-core).")
 @click.option("--model-config", type=FILE, help="The model's config.json, where its name is not known.")
@@ -179,19 +164,7 @@ FOLDER = click.Path(path_type=Path, file_okay=False, exists=True)
 )
 @click.option("-o", "--output", type=FILE, required=True, help="File to write.")
 def import_profile(
-    source: str,
-    directory: Path | None,
-    model: str | None,
-    gpu: str | None,
-    model_config: Path | None,
-    quantization: str | None,
-    kv_cache_dtype: str,
-    tensor_parallel_size: int,
-    link_us: float | None,
-    link_gb_per_s: float | None,
-    greedy: bool,
-    run_meta: Path | None,
-    output: Path,
+    output: Path, link_us: float | None, link_gb_per_s: float | None, quantization: str | None, **flags: Any
 ) -> None:
     """Fit a profile from the measurements of others and write it.
 
@@ -201,22 +174,11 @@ def import_profile(
     from simbatch.profiler import importers
     from simbatch.profiler.importers.source import ImportRequest
 
-    request = ImportRequest(
-        source=source,
-        folder=directory,
-        output_name=output.name,
-        model=model,
-        gpu=gpu,
-        quantisation=quantization,
-        kv_cache_dtype=kv_cache_dtype,
-        tensor_parallel_size=tensor_parallel_size,
-        model_config=model_config,
-        run_meta=run_meta,
-        link=_link(link_us, link_gb_per_s),
-        greedy=greedy,
-    )
-    check_output(output, model_config, run_meta)
-    _write_import(importers.import_profile(request), output)
+    link = _link(link_us, link_gb_per_s)
+    request = ImportRequest(output_name=output.name, quantisation=quantization, link=link, **flags)
+    check_output(output, request.model_config, request.run_meta)
+    profile = importers.import_profile(request)
+    write(profile, output, _summary(profile))
 
 
 def _link(latency_us: float | None, gb_per_s: float | None) -> Link | None:
@@ -241,15 +203,8 @@ def estimate(base: str, quantization: str, model_config: Path, output: Path) -> 
     from simbatch.profiler.importers import estimate_profile
 
     check_output(output, model_config)
-    _write_import(estimate_profile(base, quantization, model_config, output.name), output)
-
-
-def _write_import(profile: MeasuredProfile, output: Path) -> None:
-    from simbatch.sim.cost.by_name import write_profile
-
-    with replacing(output):
-        write_profile(profile, output)
-    click.echo(f"{output}: {_summary(profile)}", err=True)
+    profile = estimate_profile(base, quantization, model_config, output.name)
+    write(profile, output, _summary(profile))
 
 
 def error_text(figures: ErrorFigures) -> str:

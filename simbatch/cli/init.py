@@ -11,7 +11,7 @@ import click
 
 from simbatch.cli import GroupOfNames
 from simbatch.cli._options import Asked, json_option, trace_options, with_asked
-from simbatch.cli._output import show_page
+from simbatch.cli._output import show_either
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -62,10 +62,7 @@ def init(
     wish = Wish(gpu, profile, trace, asked.reading_of(trace), rate, preset, slo_of(limits), facts_of)
     made = make(line, wish, target)
     write_text(target, made.text)
-    if asked.as_json:
-        click.echo(json.dumps(made.as_json(), indent=2))
-    else:
-        show_page(_report(made, target))
+    show_either(asked.as_json, made.as_json, lambda: _report(made, target))
 
 
 def _report(made: Made, target: Path) -> str:

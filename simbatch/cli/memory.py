@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from simbatch.cli._options import Asked, Count, columns_option, gpu_options, json_option, with_asked
-from simbatch.cli._output import check_folder, replacing, show_page
+from simbatch.cli._options import Asked, Count, columns_option, flags_of, gpu_options, json_option, with_asked
+from simbatch.cli._output import check_folder, replacing, show_either, show_page
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from simbatch.profiler.model.roofline import Roofline
-    from simbatch.sim.cost.profile import MeasuredProfile
+    from simbatch.sim.cost.profile import MeasuredProfile, Profile
 
 
 _OF_MODELS = (
@@ -98,9 +98,8 @@ def memory(
     if (model is None) == (profile is None):
         raise click.UsageError("name either a MODEL with --gpu, or --profile NAME, or --gpu G --list")
     if profile is not None:
-        given = [f"--{key.replace('_', '-')}" for key in _OF_MODELS if flags[key] is not None]
-        if given:
-            raise click.UsageError(f"{', '.join(given)}: a profile has its own; give MODEL and --gpu to plan")
+        if given := flags_of(key for key in _OF_MODELS if flags[key] is not None):
+            raise click.UsageError(f"{given}: a profile has its own; give MODEL and --gpu to plan")
         answer = answer_of_profile(profile, flags)
     else:
         answer = answer_of_model(str(model), flags)
@@ -108,10 +107,7 @@ def memory(
     if batches is not None or plot is not None:
         table = _by_batch(model, flags, batches, plot)
         content["batches"], text = table.content(), f"{text}\n\n{table.text()}"
-    if asked.as_json:
-        click.echo(json.dumps(content, indent=2))
-    else:
-        show_page(text)
+    show_either(asked.as_json, lambda: content, lambda: text)
 
 
 def _by_batch(model: str | None, flags: dict[str, Any], batches: str | None, plot: Path | None) -> Any:
@@ -131,10 +127,7 @@ def _print_list(model: str | None, profile: str | None, flags: dict[str, Any], a
     if model is not None or profile is not None:
         raise click.UsageError("--list takes a GPU alone: it goes through all models")
     rows = fitting(flags)
-    if as_json:
-        click.echo(json.dumps([row._asdict() for row in rows], indent=2))
-        return
-    show_page(table_of(rows, flags))
+    show_either(as_json, lambda: [row._asdict() for row in rows], lambda: table_of(rows, flags))
 
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -165,12 +158,9 @@ def estimate(model: str | None, output: Path | None, as_json: bool, base: str | 
         raise UserError(Problem("CONFIG", "is missing", mend="name a model's config.json, its folder, or its name"))
     if output is not None:
         check_output(output, Path(model))
-    limits = None
-    if base is not None:
-        estimated = scaled(base, Path(model), output, flags)
-    else:
-        limits = _limits(model, flags)
-        estimated = roofline(model, output, flags)
+    estimated, limits = (
+        roofline(model, output, flags) if base is None else (scaled(base, Path(model), output, flags), None)
+    )
     if as_json:
         from simbatch.sim.cost.by_name import profile_json
 
@@ -178,56 +168,51 @@ def estimate(model: str | None, output: Path | None, as_json: bool, base: str | 
     else:
         _show(estimated, limits)
     if output is not None:
-        write(estimated, output)
+        write(estimated, output, f"{estimated.name}, an estimate")
 
 
-def _limits(model: str, flags: dict[str, Any]) -> Roofline:
-    """What the datasheet allows, for the shares of it."""
+def roofline(
+    model: str, output: Path | None, flags: dict[str, Any], place: str = "--gpu"
+) -> tuple[MeasuredProfile, Roofline]:
+    """From shapes and datasheet, and what the datasheet allows; `flags` are the command's own, by vLLM's names."""
+    from simbatch.profiler.model.estimates import roofline_profile
     from simbatch.profiler.model.published import find_model
     from simbatch.profiler.model.roofline import roofline_of
     from simbatch.profiler.model.step_parts import routing_of
     from simbatch.sim.cost.gpus import gpu_of
 
-    shape = flags["quantization"], flags["kv_cache_dtype"], flags["tensor_parallel_size"]
-    config = find_model(model, flags["assume"])[0]
-    routing = routing_of(flags["experts_met"], config)
-    return roofline_of(config, gpu_of(flags["gpu"], flags["gpu_spec"]), *shape, routing)
-
-
-def roofline(model: str, output: Path | None, flags: dict[str, Any], place: str = "--gpu") -> MeasuredProfile:
-    """From shapes and datasheet; `flags` are the command's own, by vLLM's names."""
-    from simbatch.profiler.model.estimates import roofline_profile
-    from simbatch.profiler.model.published import find_model
-    from simbatch.sim.cost.gpus import gpu_of
-
-    gpu = gpu_of(flags.get("gpu"), flags.get("gpu_spec"), place)
     config, short, assumed = find_model(model, flags.get("assume"))
-    name = short if Path(model).exists() else model
-    return roofline_profile(
+    gpu = gpu_of(flags.get("gpu"), flags.get("gpu_spec"), place)
+    name, experts_met, quantisation = (
+        short if Path(model).exists() else model,
+        flags.get("experts_met"),
+        flags.get("quantization"),
+    )
+    shape: dict[str, Any] = {
+        "kv_cache_dtype": flags.get("kv_cache_dtype") or "auto",
+        "tensor_parallel_size": flags.get("tensor_parallel_size") or 1,
+    }
+    estimated = roofline_profile(
         config,
         gpu,
         model=name,
-        quantisation=flags.get("quantization"),
-        kv_cache_dtype=flags.get("kv_cache_dtype") or "auto",
-        tensor_parallel_size=flags.get("tensor_parallel_size") or 1,
-        experts_met=flags.get("experts_met"),
+        quantisation=quantisation,
+        **shape,
+        experts_met=experts_met,
         greedy=bool(flags.get("greedy")),
         command=_command(name, flags, output),
         assumed=assumed,
     )
+    return estimated, roofline_of(config, gpu, quantisation, **shape, routing=routing_of(experts_met, config))
 
 
 def scaled(base: str, model: Path, output: Path | None, flags: dict[str, Any]) -> MeasuredProfile:
     """From the measured profile `base`, whose weights are stored smaller."""
     from simbatch.profiler.importers import estimate_profile
 
-    given = [
-        f"--{key.replace('_', '-')}"
-        for key in ("gpu", "gpu_spec", "experts_met", "assume")
-        if flags.get(key) is not None
-    ]
+    given = [key for key in ("gpu", "gpu_spec", "experts_met", "assume") if flags[key] is not None]
     if given or flags["kv_cache_dtype"] != "auto" or flags["tensor_parallel_size"] != 1:
-        what = given[0] if given else "--kv-cache-dtype, --tensor-parallel-size"
+        what = flags_of(given[:1] or ("kv_cache_dtype", "tensor_parallel_size"))
         raise UserError(Problem(what, "is the measured profile's own", mend="leave it out, or leave out --base"))
     if flags["quantization"] is None:
         raise UserError(Problem("--quantization", "how are the weights stored?", mend="awq, gptq, fp8 or int8"))
@@ -235,18 +220,11 @@ def scaled(base: str, model: Path, output: Path | None, flags: dict[str, Any]) -
 
 
 def _command(name: str, flags: dict[str, Any], output: Path | None) -> str:
-    given = {
-        "--gpu": flags.get("gpu"),
-        "--gpu-spec": flags.get("gpu_spec"),
-        "--quantization": flags.get("quantization"),
-        "--kv-cache-dtype": flags.get("kv_cache_dtype"),
-        "--tensor-parallel-size": flags.get("tensor_parallel_size"),
-        "--experts-met": flags.get("experts_met"),
-        "--assume": flags.get("assume"),
-    }
+    keys = ("gpu", "gpu_spec", "quantization", "kv_cache_dtype", "tensor_parallel_size", "experts_met", "assume")
+    given = {key: flags.get(key) for key in keys}
     words = ["simbatch estimate", shlex.quote(name)]
     words += [
-        f"{option} {shlex.quote(str(value))}" for option, value in given.items() if value not in (None, "auto", 1)
+        f"{flags_of([key])} {shlex.quote(str(text))}" for key, text in given.items() if text not in (None, "auto", 1)
     ]
     words += ["--greedy"] if flags.get("greedy") else []
     return " ".join([*words, f"-o {'FILE' if output is None else output.name}"])
@@ -262,13 +240,14 @@ def check_output(output: Path, *read: Path | None) -> None:
         check_folder(output.parent, str(output))
 
 
-def write(estimated: MeasuredProfile, output: Path) -> None:
-    """Write the profile, and say where."""
+def write(profile: Profile, output: Path, said: str | None = None) -> None:
+    """Write the profile, and say where, with what is `said` of it."""
     from simbatch.sim.cost.by_name import write_profile
 
     with replacing(output):
-        write_profile(estimated, output)
-    click.echo(f"{output}: {estimated.name}, an estimate", err=True)
+        write_profile(profile, output)
+    if said is not None:
+        click.echo(f"{output}: {said}", err=True)
 
 
 def _show(estimated: MeasuredProfile, limits: Roofline | None) -> None:

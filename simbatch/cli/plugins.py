@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from simbatch.cli import GroupOfNames
+from simbatch.cli._options import Asked, Count, Option, kept, quiet_option, set_option, together, with_asked
 from simbatch.cli._output import progress_of, show_page
 from simbatch.sim.errors import Problem, UserError
 
@@ -85,43 +86,37 @@ def _show(plugins: Plugins[Any], name: str) -> None:
     show_page("\n".join(lines_of(facts_of(plugins, name))))
 
 
-def _checking(default_cases: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def _checking(default_cases: int) -> Option:
     """The argument and the options of both `check`s."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        number, parameter = "Number of the first case (0).", "Set a parameter. Can be repeated."
-        cases = f"Random cases to try ({default_cases})."
-        for option in (
-            click.option("--quiet", is_flag=True, help="Print nothing but errors."),
-            click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help=number),
-            click.option("--cases", type=click.IntRange(min=1), default=default_cases, metavar="N", help=cases),
-            click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help=parameter),
-            click.argument("name"),
-        ):
-            command = option(command)
-        return command
-
-    return decorate
+    cases = f"Random cases to try ({default_cases})."
+    return together(
+        click.argument("name"),
+        set_option("Set a parameter. Can be repeated."),
+        click.option("--cases", type=Count, default=default_cases, metavar="N", help=cases),
+        kept("seed", type=click.IntRange(min=0), default=0, metavar="N", help="Number of the first case (0)."),
+        quiet_option,
+    )
 
 
 @policies.command("check")
 @_checking(200)
-def check_one_policy(name: str, assignments: tuple[str, ...], cases: int, seed: int, quiet: bool) -> None:
+@with_asked
+def check_one_policy(asked: Asked, name: str, cases: int) -> None:
     """Try the policy NAME on random engines and requests, and see that it breaks none of the rules.
 
     NAME is one that ships, or yours: file.py:Class or package.module:Class. Ends with 2 at the first broken rule.
     """
     from simbatch.policies.testing import check_policy
 
-    policy = _scenario({"policy": {"name": name}}, "policy", assignments).build_policy()
-    checked = _check(check_policy, policy, f"policy {name}", cases, seed, quiet)
-    if not quiet:
-        _say(name, "cases", f"{checked.num_requests:,} requests, {checked.num_steps:,} steps", checked)
+    policy = _scenario(asked, {"policy": {"name": name}}, "policy").build_policy()
+    checked = _check(asked, check_policy, policy, f"policy {name}", cases)
+    _say(asked, name, "cases", f"{checked.num_requests:,} requests, {checked.num_steps:,} steps", checked)
 
 
 @routers.command("check")
 @_checking(100)
-def check_one_router(name: str, assignments: tuple[str, ...], cases: int, seed: int, quiet: bool) -> None:
+@with_asked
+def check_one_router(asked: Asked, name: str, cases: int) -> None:
     """Try the router NAME on random clusters and requests, and see that it breaks none of the rules.
 
     NAME is one that ships, or yours: file.py:Class or package.module:Class. Ends with 2 at the first broken rule.
@@ -129,24 +124,25 @@ def check_one_router(name: str, assignments: tuple[str, ...], cases: int, seed: 
     from simbatch.routers.testing import check_router
 
     cluster = {"cluster": {"replicas": 2, "router": {"name": name}}}
-    router = _scenario(cluster, "cluster.router", assignments).build_router()
-    checked = _check(check_router, router, f"router {name}", cases, seed, quiet)
-    if not quiet:
-        _say(name, "clusters", f"{checked.num_replicas:,} replicas, {checked.num_requests:,} requests", checked)
+    router = _scenario(asked, cluster, "cluster.router").build_router()
+    checked = _check(asked, check_router, router, f"router {name}", cases)
+    _say(asked, name, "clusters", f"{checked.num_replicas:,} replicas, {checked.num_requests:,} requests", checked)
 
 
-def _check(test: Callable[..., Checked], made: object, place: str, cases: int, seed: int, quiet: bool) -> Checked:
+def _check(asked: Asked, test: Callable[..., Checked], made: object, place: str, cases: int) -> Checked:
     from simbatch.sim.plugins.testing import BrokenRuleError
 
     try:
-        with progress_of("cases", cases, quiet=quiet) as progress:
-            return test(made, num_cases=cases, seed=seed, progress=progress)
+        with progress_of("cases", cases, quiet=asked.quiet) as progress:
+            return test(made, num_cases=cases, seed=asked.seed, progress=progress)
     except BrokenRuleError as error:
         again = "the case is the same every time: --seed N --cases 1 runs it alone"
         raise UserError(Problem(place, str(error), mend=again)) from None
 
 
-def _say(name: str, cases: str, counts: str, checked: Checked) -> None:
+def _say(asked: Asked, name: str, cases: str, counts: str, checked: Checked) -> None:
+    if asked.quiet:
+        return
     rules = ", ".join(checked.rules)
     show_page(f"{name} keeps to the rules in {checked.num_cases} random {cases} ({counts}): {rules}")
     for rule, reason in checked.skipped.items():
@@ -156,11 +152,11 @@ def _say(name: str, cases: str, counts: str, checked: Checked) -> None:
 _ONE = {"distribution": "fixed", "mean": 1}
 
 
-def _scenario(chosen: Mapping[str, Any], key: str, assignments: tuple[str, ...]) -> Scenario:
+def _scenario(asked: Asked, chosen: Mapping[str, Any], key: str) -> Scenario:
     """A scenario with the chosen one and its parameters, whose mistakes are told as those of a file are."""
     from simbatch.sim.scenario import Scenario, parse_overrides
 
-    parameters = {f"{key}.{name}": value for name, value in parse_overrides(assignments).items()}
+    parameters = {f"{key}.{name}": value for name, value in parse_overrides(asked.assignments).items()}
     data = {
         "profile": {"num_gpu_blocks": 1000, "step_time": {"base_s": 0.01}},
         "workload": {"num_prompts": 1, "request_rate": 1, "prompt_len": _ONE, "output_len": _ONE},

@@ -3,53 +3,42 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from simbatch.cli._options import flags_of
 from simbatch.cli._output import replacing, show_page
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
     from simbatch.profiler.profile import Files, MeasuredFit
+    from simbatch.profiler.profile.measure import Budget
 
-Command = Callable[..., Any]
 _OF_ESTIMATES = {"quantization", "kv_cache_dtype", "tensor_parallel_size"}
 NOT_QUIET = 1.2  # slowest over fastest canary
 
 
-def _engine_options(command: Command) -> Command:
-    options = (
-        click.option(
-            "--quantization", metavar="NAME", help="awq, gptq, fp8 ...; default: what the model's config says."
-        ),
-        click.option("--kv-cache-dtype", metavar="NAME", help="auto, fp8 ...: the type of the KV cache."),
-        click.option("--tensor-parallel-size", type=click.IntRange(1), metavar="N", help="GPUs that share the model."),
-        click.option("--max-num-seqs", type=click.IntRange(1), metavar="N", help="Requests that run at once, at most."),
-        click.option(
-            "--max-num-batched-tokens", type=click.IntRange(1), metavar="N", help="Tokens of a step, at most."
-        ),
-        click.option("--max-model-len", type=click.IntRange(1), metavar="N", help="Tokens of a request, at most."),
-        click.option(
-            "--gpu-memory-utilization",
-            type=click.FloatRange(0, 1, min_open=True),
-            metavar="F",
-            help="Share of the memory that vLLM takes.",
-        ),
-        click.option(
-            "--engine-arg", "engine_args", multiple=True, metavar="KEY=VALUE", help="Any other vLLM argument."
-        ),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
 @click.command()
 @click.argument("model", required=False)
-@_engine_options
+@click.option("--quantization", metavar="NAME", help="awq, gptq, fp8 ...; default: what the model's config says.")
+@click.option("--kv-cache-dtype", metavar="NAME", help="auto, fp8 ...: the type of the KV cache.")
+@click.option("--tensor-parallel-size", type=click.IntRange(1), metavar="N", help="GPUs that share the model.")
+@click.option("--max-num-seqs", type=click.IntRange(1), metavar="N", help="Requests that run at once, at most.")
+@click.option("--max-num-batched-tokens", type=click.IntRange(1), metavar="N", help="Tokens of a step, at most.")
+@click.option("--max-model-len", type=click.IntRange(1), metavar="N", help="Tokens of a request, at most.")
+@click.option(
+    "--gpu-memory-utilization",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="F",
+    help="Share of the memory that vLLM takes.",
+)
+@click.option("--engine-arg", "engine_args", multiple=True, metavar="KEY=VALUE", help="Any other vLLM argument.")
 @click.option("--server", "url", metavar="URL", help="Measure this running server instead of one of our own.")
 @click.option(
     "--steps", type=click.Path(path_type=Path), metavar="FILE", help="With --server: where its recorder writes."
@@ -98,8 +87,7 @@ def profile(
     given = {key: value for key, value in flags.items() if value is not None}
     _check_server(url, steps, served_model, [*given, *(["engine_arg"] if engine_args else [])])
     if roofline is not None:
-        with replacing(output):
-            _estimate(*roofline, given, output)
+        _estimate(*roofline, given, output)
         return
     from simbatch.profiler.profile import Files, Running
     from simbatch.profiler.server.start import EngineOptions
@@ -126,16 +114,18 @@ def _check_server(url: str | None, steps: Path | None, served_model: str | None,
         mend = "name the file that its recorder writes (docs/recorder.md), or that of `simbatch serve --steps`"
         raise UserError(Problem("--server", "does not tell its steps to a client", mend=f"--steps FILE: {mend}"))
     if others:
-        flag = f"--{others[0].replace('_', '-')}"
-        raise UserError(Problem(flag, "is said when a server is started, and --server is running", mend="leave it out"))
+        raise UserError(
+            Problem(
+                flags_of(others[:1]), "is said when a server is started, and --server is running", mend="leave it out"
+            )
+        )
 
 
 def _measure(target: Any, files: Files, budget_minutes: float, seed: int, resume: bool) -> MeasuredFit:
     import time
 
-    from simbatch.profiler.profile import Running, check_start, measure_profile
-    from simbatch.profiler.profile.measure import check_not_begun
-    from simbatch.profiler.profile.stopping import Budget, progress
+    from simbatch.profiler.profile import Measuring, Running, check_start
+    from simbatch.profiler.profile.measure import Budget, check_not_begun
 
     if isinstance(target, Running):
         check_not_begun(files.samples, resume=resume)
@@ -146,21 +136,75 @@ def _measure(target: Any, files: Files, budget_minutes: float, seed: int, resume
         click.echo(f"starting vLLM's server with {target.model} (its messages go to {files.log})", err=True)
         for warning in target.warnings:
             click.echo(f"note: {warning}", err=True)
+    budget, say = partial(Budget, 60 * budget_minutes, time.monotonic), partial(click.echo, err=True)
     try:
-        return measure_profile(
-            target,
-            files,
-            budget=lambda: Budget(60 * budget_minutes, time.monotonic),
-            resume=resume,
-            seed=seed,
-            command=command,
-            progress=progress,
-            say=lambda line: click.echo(line, err=True),
-        )
+        return Measuring(target, files, budget, resume, seed, command, _progress, say).run()
     except (KeyboardInterrupt, UserError):
         if files.samples.exists():
             click.echo(f"what was measured is kept in {files.samples}; go on with --resume", err=True)
         raise
+
+
+LINE_S = 15.0  # between two lines in a file
+SOONER = "the time left is at most what is shown: it ends sooner when the held-out error stops improving"
+
+
+def left_text(seconds: float) -> str:
+    """An upper bound, for the budget ends it."""
+    return f"at most {_minutes(seconds)} left"
+
+
+def _plan_text(seconds: float) -> str:
+    """What the time is for."""
+    from simbatch.profiler.profile.measure import MAX_TABLE, TRAFFIC
+
+    return (
+        f"plan for {_minutes(seconds)}: on a CPU a warm-up; the batch table, {_minutes(MAX_TABLE * seconds)} at most; "
+        f"traffic at four loads, {_minutes(TRAFFIC * seconds)}; waves of decodes and prompts until the end; the fit"
+    )
+
+
+def _minutes(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02d}"
+
+
+@contextmanager
+def _progress(budget: Budget) -> Iterator[Callable[[str], None]]:
+    """What to call with the present activity."""
+    print(_plan_text(budget.seconds), file=sys.stderr)
+    print(SOONER, file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        yield from _bar(budget)
+    else:
+        yield from _lines(budget)
+
+
+def _bar(budget: Budget) -> Iterator[Callable[[str], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    columns = (BarColumn(bar_width=20), TextColumn("{task.description}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=budget.seconds)
+
+        def tell(what: str) -> None:
+            bar.update(task, completed=budget.elapsed_s, description=f"{left_text(budget.left_s)}: {what}")
+
+        yield tell
+
+
+def _lines(budget: Budget) -> Iterator[Callable[[str], None]]:
+    last, last_s = "", float("-inf")
+
+    def tell(what: str) -> None:
+        nonlocal last, last_s
+        activity = what.split(":")[0].split(" ")[0]
+        if activity != last or budget.elapsed_s - last_s > LINE_S:
+            last, last_s = activity, budget.elapsed_s
+            print(f"{left_text(budget.left_s)}: {what}", file=sys.stderr, flush=True)
+
+    yield tell
 
 
 def _command_line(options: Any, budget_minutes: float) -> str:
@@ -191,7 +235,7 @@ def _extra(assignments: tuple[str, ...]) -> dict[str, Any]:
 
 def _show(measured: MeasuredFit, files: Files) -> None:
     from simbatch.profiler.profile.batches import batch_notes, batch_table
-    from simbatch.profiler.profile.memory import memory_table, planned_memory, utilisation
+    from simbatch.profiler.profile.predicted import memory_table, planned_memory, utilisation
 
     facts, rows = measured.samples.engine, measured.samples.batches
     shares, no_roofline = utilisation(facts, rows)
@@ -215,15 +259,14 @@ def _estimate(config: Path, gpu: str, flags: dict[str, Any], output: Path) -> No
     from simbatch.cli.memory import roofline, write
 
     if flags.keys() - _OF_ESTIMATES:
-        names = ", ".join(f"--{key.replace('_', '-')}" for key in sorted(flags.keys() - _OF_ESTIMATES))
         raise click.UsageError(
-            f"{names}: a roofline estimate takes --quantization, --kv-cache-dtype and "
-            "--tensor-parallel-size alone; the scenario's engine section has the rest"
+            f"{flags_of(sorted(flags.keys() - _OF_ESTIMATES))}: a roofline estimate takes --quantization, "
+            "--kv-cache-dtype and --tensor-parallel-size alone; the scenario's engine section has the rest"
         )
-    estimated = roofline(str(config), output, {**flags, "gpu": gpu}, place="--roofline GPU")
+    estimated, _ = roofline(str(config), output, {**flags, "gpu": gpu}, place="--roofline GPU")
     memory = estimated.memory
     show_page(
         f"{estimated.name}: {memory.num_gpu_blocks:,} KV blocks of {memory.block_size} tokens, "
         f"weights of {memory.weights_bytes / 2**30:.1f} GiB; {estimated.notes[0]}"
     )
-    write(estimated, output)
+    write(estimated, output, f"{estimated.name}, an estimate")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from simbatch.cli import GroupOfNames
-from simbatch.cli._output import show_page
+from simbatch.cli._output import show_either, show_page
 from simbatch.cli.fit import error_text, estimate, import_profile
 from simbatch.sim.cost.provenance import span
+from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.text import table
 
 if TYPE_CHECKING:
@@ -39,12 +40,8 @@ def list_profiles(gpu: str | None, model: str | None, as_json: bool) -> None:
     from simbatch.sim.cost.by_name import load_profile, shipped_names
 
     found = _matching([load_profile(name, folder=Path()) for name in shipped_names()], gpu, model)
-    if as_json:
-        click.echo(json.dumps([_facts(profile) for profile in found], indent=2))
-        return
-    show_page(
-        "\n".join([*_table(found), "what was measured of one, and how far to trust it: simbatch profiles show NAME"])
-    )
+    more = "what was measured of one, and how far to trust it: simbatch profiles show NAME"
+    show_either(as_json, lambda: [*map(_facts, found)], lambda: "\n".join([*_table(found), more]))
 
 
 @profiles.command()
@@ -89,18 +86,13 @@ def _show_batches(
     shares = list(predicted.roofline_shares(roofline, rows))
     if plot is not None:
         predicted.plot_batches(profile, rows, plot)
-    if as_json:
-        shown = [{**row, "roofline_share": share} for row, share in zip(rows, shares, strict=True)]
-        click.echo(json.dumps(shown, indent=2))
-        return
+    shown = [{**row, "roofline_share": share} for row, share in zip(rows, shares, strict=True)]
     notes = [f"- {note}" for note in predicted.table_notes(profile, rows, roofline)]
-    show_page("\n".join([*predicted.batch_table(rows, shares), *notes]))
+    show_either(as_json, lambda: shown, lambda: "\n".join([*predicted.batch_table(rows, shares), *notes]))
 
 
 def _sizes(text: str) -> list[int]:
     """`1,2,4` as numbers; UserError for anything else."""
-    from simbatch.sim.errors import Problem, UserError
-
     parts = [part.strip() for part in text.split(",") if part.strip(" .")]
     if not parts or not all(part.isdigit() and 0 < int(part) <= 65_536 for part in parts):
         raise UserError(Problem("--batches", "must be batch sizes, as 1,8,64, or all", text))
@@ -118,9 +110,6 @@ def list_gpus(as_json: bool) -> None:
 
     from simbatch.sim.cost.gpus import GIB, GPUS
 
-    if as_json:
-        click.echo(json.dumps([asdict(gpu) for gpu in GPUS.values()], indent=2))
-        return
     names = ("name", "GPU", "memory", "GB/s", "bf16", "fp8", "int8", "fp4", "link", "memory from", "datasheet")
     rows = []
     for gpu in GPUS.values():
@@ -129,7 +118,8 @@ def list_gpus(as_json: bool) -> None:
         source = gpu.sheet.split(" (")[0]
         link = f"{gpu.link_bytes_per_s / 1e9:g}"
         rows.append((gpu.short, gpu.name, memory, speed, *rates, link, gpu.memory_from, source))
-    show_page("\n".join(table(names, rows, num_left=2, texts=("memory from", "datasheet"))))
+    text = partial(table, names, rows, num_left=2, texts=("memory from", "datasheet"))
+    show_either(as_json, lambda: [*map(asdict, GPUS.values())], lambda: "\n".join(text()))
 
 
 profiles.add_command(import_profile)
@@ -139,7 +129,6 @@ profiles.add_command(estimate)
 def _matching(found: list[Profile], gpu: str | None, model: str | None) -> list[Profile]:
     """Those of one GPU and of models with this in their name; UserError where there are none."""
     from simbatch.sim.cost.gpus import find_gpu
-    from simbatch.sim.errors import Problem, UserError
 
     short = None if gpu is None else find_gpu(gpu).short
     plain = (model or "").lower().replace(" ", "-")

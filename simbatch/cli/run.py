@@ -30,7 +30,7 @@ from simbatch.cli._options import (
     version_option,
     with_asked,
 )
-from simbatch.cli._output import Output, bands_shown, cells_shown, show_page, simulate_shown
+from simbatch.cli._output import Output, bands_shown, cells_shown, show_either, show_page, simulate_shown
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
@@ -189,10 +189,7 @@ def sweep(
     mine, store = plan.cells[part], CellStore(output.folder / "cells")
     if is_dry:
         content, text = dry_run(mine, store, asked.jobs)
-        if asked.as_json:
-            click.echo(json.dumps(content, indent=2, ensure_ascii=False))
-        else:
-            show_page(text)
+        show_either(asked.as_json, lambda: content, lambda: text, ascii_only=False)
         return
     watch = partial(cells_shown, plan.name, quiet=asked.quiet)
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ from simbatch.cli._options import (
     trace_options,
     with_asked,
 )
-from simbatch.cli._output import progress_of, replacing, show_page
+from simbatch.cli._output import progress_of, replacing, show_either
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import check_target, user_path
 
@@ -38,7 +37,7 @@ _DISTRIBUTIONS = ("fixed", "lognormal")  # what the length flags can say
 
 
 class FormatName(click.types.StringParamType):
-    """A format of traces; their list is a folder, which is looked into when a name is given."""
+    """A format of traces; their list is looked into when a name is given."""
 
     name = "format"
 
@@ -104,11 +103,9 @@ def describe(asked: Asked, file: Path, picture: Path | None) -> None:
     if picture is not None:
         _check_picture(picture)
     told = describe_all(file, lambda run: _open(file, asked.reading, run), picture)
-    if asked.as_json:
-        click.echo(json.dumps(told[0] if len(told) == 1 else {"runs": told}, indent=2))
-        return
     parts = [[description(facts), *(stream_lines(facts["stream"]) if facts.get("stream") else [])] for facts in told]
-    show_page("\n\n".join("\n".join(part) for part in parts))
+    content = told[0] if len(told) == 1 else {"runs": told}
+    show_either(asked.as_json, lambda: content, lambda: "\n\n".join("\n".join(part) for part in parts))
 
 
 @trace.command()

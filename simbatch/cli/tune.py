@@ -25,7 +25,7 @@ from simbatch.cli._output import Output, progress_of
 from simbatch.sim.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from simbatch.sim.metrics.run_figures import Metric
+    from simbatch.sim.metrics.registry import Metric
     from simbatch.sim.scenario import Scenario
     from simbatch.sim.search.cells import CellStore
     from simbatch.sim.search.run import Runner

@@ -218,14 +218,12 @@ def _refuse_flags(mode: str, flags: dict[str, Any]) -> None:
 
 def _show(asked: Asked, validation: Validation | Many, output: Output) -> bool:
     """Write and show it; whether it keeps to its bounds."""
-    from simbatch.profiler.validate.many import Many
     from simbatch.profiler.validate.page import validation_page
     from simbatch.profiler.validate.pictures import save
-    from simbatch.profiler.validate.report import text_of, text_of_many
+    from simbatch.profiler.validate.report import text_of
     from simbatch.sim.report.page.page import page_writer
 
     page = page_writer(partial(validation_page, validation), html=asked.html)
     written = save(validation, output.folder, page)
-    text = partial(text_of_many, validation) if isinstance(validation, Many) else partial(text_of, validation)
-    output.show(written, text, "validation.json")
+    output.show(written, partial(text_of, validation), "validation.json")
     return validation.is_within_bounds

@@ -136,11 +136,11 @@ class LateExecutor:
         return Future()
 
 
-def made_core(executor):
+def made_core(executor, **given):
     """vLLM's own loop over such an executor."""
     from vllm.v1.engine.core import EngineCore
 
-    from parity.vllm_oracle import build_scheduler
+    from parity.vllm_parts import build_scheduler
 
     config = {
         "max_num_seqs": 8,
@@ -150,7 +150,7 @@ def made_core(executor):
         "num_gpu_blocks": 200,
         "async_scheduling": True,
     }
-    vllm_config, scheduler, _ = build_scheduler(config)
+    vllm_config, scheduler, _ = build_scheduler(config, **given)
     clock = Clock()
     made = object.__new__(EngineCore)  # without a model
     made.vllm_config, made.scheduler, made.model_executor = vllm_config, scheduler, executor(clock, scheduler)

@@ -3,9 +3,9 @@
 import random
 from collections import deque
 
-from parity.case_traffic import prompt_parts
+from parity.case import prompt_parts
+from parity.check import CaseLines
 from parity.fuzz import random_case
-from parity.recording import CaseLines
 from simbatch.profiler.server.start import installed_version
 from simbatch.sim.clock import PS_PER_S
 
@@ -51,12 +51,7 @@ def oracle_of(case, policy, **given):
 
     class Oracle(vllm_oracle.Oracle):
         def __init__(self):
-            arguments, params = vllm_oracle.EngineArgs, {"scheduler_cls": PolicyScheduler, "additional_config": config}
-            vllm_oracle.EngineArgs = lambda **settings: arguments(**settings, **params)
-            try:
-                super().__init__(case)
-            finally:
-                vllm_oracle.EngineArgs = arguments
+            super().__init__(case, scheduler_cls=PolicyScheduler, additional_config=config)
             self.refused = {}
             add, turn_away = self.sched.add_request, self.sched.turn_away
 

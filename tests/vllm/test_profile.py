@@ -14,7 +14,7 @@ import time
 import pytest
 
 from simbatch.profiler.fit.recorder.moments import read_steps
-from simbatch.profiler.profile.memory import planned_memory
+from simbatch.profiler.profile.predicted import planned_memory
 from simbatch.profiler.records.samples import read_samples
 from tests.vllm.accuracy import EAGER, EAGER_SCENARIO, MODEL, STEADY, scenario_of
 

@@ -26,13 +26,8 @@ def oracle_of(case, scheduler, config):
     """vLLM's own scheduler and loops on the case's virtual clock."""
     from parity import vllm_oracle
 
-    arguments = vllm_oracle.EngineArgs
     given = {"scheduler_cls": scheduler, "additional_config": config} if scheduler else {}
-    vllm_oracle.EngineArgs = lambda **settings: arguments(**settings, **given)
-    try:
-        return vllm_oracle.Oracle(case)
-    finally:
-        vllm_oracle.EngineArgs = arguments
+    return vllm_oracle.Oracle(case, **given)
 
 
 def played(case, scheduler, config, policy):
@@ -71,21 +66,18 @@ def test_both_kinds_of_cases_were_played():
 
 
 @pytest.fixture
-def recorded_core(tmp_path, monkeypatch):
+def recorded_core(tmp_path):
     """vLLM's own asynchronous engine loop, recorded, over an executor whose results come late; and the file."""
-    from parity import vllm_oracle
     from simbatch.serving.recorder import watch
 
-    arguments = vllm_oracle.EngineArgs
     config = {"simbatch": {"record": str(tmp_path / "steps.jsonl")}}
-    given = {"scheduler_cls": RECORDER, "additional_config": config}
-    monkeypatch.setattr(vllm_oracle, "EngineArgs", lambda **settings: arguments(**settings, **given))
 
     class Executor(engine_inside.LateExecutor):
         pass
 
     watch(Executor)
-    return engine_inside.made_core(Executor), tmp_path / "steps.jsonl"
+    core = engine_inside.made_core(Executor, scheduler_cls=RECORDER, additional_config=config)
+    return core, tmp_path / "steps.jsonl"
 
 
 def test_two_launches_stand_before_the_first_update(recorded_core):

@@ -13,8 +13,7 @@ import numpy as np
 from simbatch.sim.engine.record import FINISHED
 from simbatch.sim.metrics import curves
 from simbatch.sim.metrics.latencies import latencies_ms
-from simbatch.sim.metrics.registry import REGISTRY, WITHIN_SLO
-from simbatch.sim.metrics.run_figures import Metric
+from simbatch.sim.metrics.registry import REGISTRY, WITHIN_SLO, Metric
 from simbatch.sim.report import style
 from simbatch.sim.report.compare_pictures import clipped, percent_ticks
 from simbatch.sim.report.figures import best_in, headline, said

@@ -19,8 +19,7 @@ from typing import Any
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import origin, yaml_text
-from simbatch.sim.metrics.registry import LATENCIES, REGISTRY, STATISTIC_LABELS, metrics_of
-from simbatch.sim.metrics.run_figures import Metric
+from simbatch.sim.metrics.registry import LATENCIES, REGISTRY, STATISTIC_LABELS, Metric, metrics_of
 from simbatch.sim.report.console import GROUP_HEADER, PRINTED, group_cells, setting_text
 from simbatch.sim.report.engine_text import trust_of
 from simbatch.sim.report.page.charts import PageChart, drawn

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from simbatch.sim.metrics import curves
 from simbatch.sim.metrics.columns import request_ids
 from simbatch.sim.metrics.registry import LATENCIES
-from simbatch.sim.metrics.time_share import shares_per_bin
+from simbatch.sim.metrics.run_figures import shares_per_bin
 from simbatch.sim.report import style
 from simbatch.sim.report.console import LATENCY_HEADERS, report
 from simbatch.sim.report.engine_text import answer

@@ -23,8 +23,18 @@ import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.json_values import JsonValue, json_values
-from simbatch.sim.workload.bench import aiperf, guidellm, inference_perf, vllm
-from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, Floats, Ints, Load, keys_of, read_text
+from simbatch.sim.workload.bench import aiperf, guidellm, inference_perf
+from simbatch.sim.workload.bench.run import (
+    BenchRun,
+    BenchTotals,
+    Floats,
+    Ints,
+    Load,
+    is_vllm,
+    keys_of,
+    read_text,
+    read_vllm,
+)
 
 RESULT_TOOLS = (
     "vllm bench serve",
@@ -40,7 +50,7 @@ _READERS: tuple[tuple[Callable[[Any], bool], Callable[[JsonValue], Any]], ...] =
     (inference_perf.is_stage, inference_perf.read_stage),
     (inference_perf.are_requests, inference_perf.read_requests),
     (aiperf.is_summary, aiperf.read_summary),
-    (vllm.is_result, vllm.read),  # last: others have keys of its names
+    (is_vllm, read_vllm),  # last: others have keys of its names
 )
 
 

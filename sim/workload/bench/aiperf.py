@@ -14,9 +14,18 @@ from typing import Any
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.json_values import MAX_TOKENS, JsonValue, Lenient, checked, json_values
-from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, Ints, Load, gaps_told, objects, read_text
-from simbatch.sim.workload.bench.vllm import is_number, rate_of
+from simbatch.sim.json_values import MAX_TOKENS, JsonValue, Lenient, checked, count_of, json_values, number_at
+from simbatch.sim.workload.bench.run import (
+    BenchRun,
+    BenchTotals,
+    Ints,
+    Load,
+    gaps_told,
+    objects,
+    rate_of,
+    read_text,
+    untold_of,
+)
 
 AIPERF = "aiperf"
 SUMMARY_FILE = "profile_export_aiperf.json"
@@ -89,7 +98,6 @@ def read(path: Path, rows: Sequence[JsonValue]) -> BenchRun:
     gaps = _gaps(ended)
     ttft = _column(ended, _TTFT)
     why = NO_GAPS if gaps is None else gaps_told(gaps, outputs)
-    untold = {"itl": why} if why else {}
     odd = ((len(counted) - len(ended), FAILED), (sum(bool(r.metadata.turn_index) for _, r in ended), TURNS))
     return BenchRun(
         tool=AIPERF,
@@ -102,7 +110,7 @@ def read(path: Path, rows: Sequence[JsonValue]) -> BenchRun:
         ttft_s=None if ttft is None else np.array(ttft),
         sent_s=_sent(ended),
         gaps_s=gaps,
-        untold=untold | ({} if ttft is not None else {"ttft": NO_FIRST, "tpot": NO_FIRST}),
+        untold=untold_of(why, "" if ttft is not None else NO_FIRST),
         notes=tuple(f"{n:,} of {len(counted):,} requests {what}" for n, what in odd if n),
     )
 
@@ -170,8 +178,7 @@ def _load(summary: dict[str, Any]) -> Load:
     sent = settings.get("loadgen") if isinstance(settings, dict) else None
     if not isinstance(sent, dict):
         return Load()
-    limit, rate = sent.get("concurrency"), rate_of(sent.get("request_rate"))
-    limit = limit if type(limit) is int and limit > 0 else None
+    limit, rate = count_of(sent.get("concurrency")), rate_of(sent.get("request_rate"))
     return Load(np.inf if limit and rate is None else rate, max_concurrency=limit)
 
 
@@ -179,20 +186,15 @@ def read_summary(document: JsonValue) -> BenchTotals:
     """The totals of a run whose records were not exported."""
     value: dict[str, Any] = document.value
 
-    def of(metric: str, statistic: str) -> float | None:
-        found = value.get(metric)
-        number = found.get(statistic) if isinstance(found, dict) else None
-        return float(number) if is_number(number) and isinstance(number, int | float) else None
-
     totals = {}
     for name, metric in _SUMMARY.items():
         unit = value[metric].get("unit") if isinstance(value.get(metric), dict) else None
         for statistic, theirs in _STATISTICS.items():
-            if (number := of(metric, theirs)) is not None:
+            if (number := number_at(value, metric, theirs)) is not None:
                 totals[f"{statistic}_{name}_ms"] = number * 1000 * _SECONDS.get(unit or "ms", 1e-3)
     for key, metric in (("request_throughput", "request_throughput"), ("output_throughput", "output_token_throughput")):
-        if (number := of(metric, "avg")) is not None:
+        if (number := number_at(value, metric, "avg")) is not None:
             totals[key] = number
-    count = of("request_count", "avg")
-    lengths = of("input_sequence_length", "avg"), of("output_sequence_length", "avg")
-    return BenchTotals(AIPERF, document.place, _load(value), totals, int(count) if count else None, *lengths)
+    keys = ("request_count", "input_sequence_length", "output_sequence_length")
+    count, prompt, output = (number_at(value, key, "avg") for key in keys)
+    return BenchTotals(AIPERF, document.place, _load(value), totals, int(count) if count else None, prompt, output)

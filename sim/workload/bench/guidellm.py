@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.json_values import JsonValue, Lenient, checked
-from simbatch.sim.workload.bench.run import BenchRun, Lasted, Load, Time, Tokens, objects
-from simbatch.sim.workload.bench.vllm import rate_of
+from simbatch.sim.json_values import JsonValue, Lenient, checked, count_of, number_at
+from simbatch.sim.workload.bench.run import BenchRun, Lasted, Load, Time, Tokens, objects, rate_of, untold_of
 
 GUIDELLM = "GuideLLM"
 NO_GAPS = "a GuideLLM report has the first and the last token of a request, not those between"
@@ -96,7 +95,7 @@ def _run(run: dict[str, Any], place: str) -> BenchRun:
         e2el_s=np.array([t[2] for _, t in kept], dtype=np.float64),
         ttft_s=np.array([t[1] for _, t in kept], dtype=np.float64) if has_first else None,
         sent_s=np.array([t[0] for _, t in kept]),
-        untold={"itl": NO_GAPS} | ({} if has_first else {"ttft": NO_FIRST, "tpot": NO_FIRST}),
+        untold=untold_of(NO_GAPS, "" if has_first else NO_FIRST),
         notes=tuple(f"{n:,} requests {what}: left out on both sides" for n, what in lost if n),
     )
 
@@ -111,11 +110,11 @@ def _listed(run: dict[str, Any], kind: str, place: str) -> list[Any]:
 
 def _refuse_samples(run: dict[str, Any], listed: int, place: str) -> None:
     """A report may list a sample of the requests: the others loaded the server and are not known."""
-    metrics = run.get("metrics")
-    totals = run.get("request_totals") or (metrics.get("request_totals") if isinstance(metrics, dict) else None)
-    total = totals.get("successful") if isinstance(totals, dict) else None
-    if type(total) is int and total > listed:
-        rule = f"lists {listed:,} of the {total:,} requests that ended: the others loaded the server and are not known"
+    total = number_at(run, "request_totals", "successful") or number_at(run, "metrics", "request_totals", "successful")
+    if total is not None and total > listed:
+        rule = (
+            f"lists {listed:,} of the {total:,.0f} requests that ended: the others loaded the server and are not known"
+        )
         raise UserError(Problem(place, rule, mend="run guidellm without a sample size"))
 
 
@@ -129,6 +128,6 @@ def _load(run: dict[str, Any]) -> Load:
         return Load(np.inf, max_concurrency=1)
     if kind == "concurrent":
         limit = strategy.get("streams")
-    limit = limit if type(limit) is int and limit > 0 else None
+    limit = count_of(limit)
     is_at_once = kind == "concurrent" or (kind == "throughput" and limit is not None)
     return Load(np.inf if is_at_once else rate_of(strategy.get("rate")), max_concurrency=limit)

@@ -11,9 +11,18 @@ from typing import Any
 import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
-from simbatch.sim.json_values import JsonValue, Lenient, checked
-from simbatch.sim.workload.bench.run import BenchRun, BenchTotals, Load, Time, Tokens, gaps_told, objects
-from simbatch.sim.workload.bench.vllm import is_number, rate_of
+from simbatch.sim.json_values import JsonValue, Lenient, checked, count_of, number_at
+from simbatch.sim.workload.bench.run import (
+    BenchRun,
+    BenchTotals,
+    Load,
+    Time,
+    Tokens,
+    gaps_told,
+    objects,
+    rate_of,
+    untold_of,
+)
 
 INFERENCE_PERF = "inference-perf"
 NO_FIRST = "the report has no times of tokens: the responses were not streamed"
@@ -91,7 +100,7 @@ def read_requests(document: JsonValue) -> BenchRun:
         ttft_s=np.array([t[0] for t in times]) - sent if has_times else None,
         sent_s=sent,
         gaps_s=gaps,
-        untold=({"itl": why} if why else {}) | ({} if has_times else {"ttft": NO_FIRST, "tpot": NO_FIRST}),
+        untold=untold_of(why, "" if has_times else NO_FIRST),
         notes=(f"{failed:,} of {len(rows):,} requests failed in the recorded run: left out",) if failed else (),
     )
 
@@ -110,20 +119,20 @@ def read_stage(document: JsonValue) -> BenchTotals:
     totals = {}
     for name, metric in _LATENCIES.items():
         for statistic, theirs in _STATISTICS.items():
-            if (number := _number(ended, "latency", metric, theirs)) is not None:
+            if (number := number_at(ended, "latency", metric, theirs)) is not None:
                 totals[f"{statistic}_{name}_ms"] = 1000 * number
     for key, theirs in (("request_throughput", "requests_per_sec"), ("output_throughput", "output_tokens_per_sec")):
-        if (number := _number(ended, "throughput", theirs)) is not None:
+        if (number := number_at(ended, "throughput", theirs)) is not None:
             totals[key] = number
     if not any(key.endswith("_ms") for key in totals):
         raise UserError(Problem(place, "has no latency of a request that ended well"))
     count = ended.get("count")
     prompt, output = (
-        next((found for key in keys if (found := _number(ended, key, "mean")) is not None), None)
+        next((found for key in keys if (found := number_at(ended, key, "mean")) is not None), None)
         for keys in (("prompt_len", "prompt_tokens"), ("output_len", "output_tokens"))
     )
     untold = {"itl": NO_ITL} | {name: NO_FIRST for name in ("ttft", "tpot") if f"mean_{name}_ms" not in totals}
-    failed = _number(value, "failures", "count")
+    failed = number_at(value, "failures", "count")
     notes += [f"{int(failed):,} requests failed in it"] if failed else []
     return BenchTotals(
         INFERENCE_PERF,
@@ -141,17 +150,10 @@ def read_stage(document: JsonValue) -> BenchTotals:
 def _load(summary: Any) -> tuple[Load, list[str]]:
     if not isinstance(summary, dict):
         return Load(), []
-    limit = summary.get("concurrency")
-    if type(limit) is int and limit > 0:
+    if limit := count_of(summary.get("concurrency")):
         return Load(np.inf, max_concurrency=limit), []
     asked, achieved = rate_of(summary.get("requested_rate")), rate_of(summary.get("achieved_rate"))
     if asked and achieved and achieved < BEHIND * asked:
         note = f"its client was to send {asked:.3g} requests a second and sent {achieved:.3g}: simulated at these"
         return Load(achieved), [note]
     return Load(asked), []
-
-
-def _number(value: Any, *keys: str) -> float | None:
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return float(value) if is_number(value) else None

@@ -9,37 +9,26 @@ from pathlib import Path
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import user_path
 from simbatch.sim.workload.files import check_file
-from simbatch.sim.workload.formats import (
-    FORMATS,
-    OURS,
-    REQUIRED,
-    RESULTS,
-    Chosen,
-    Columns,
-    Format,
-    Said,
-    choose_columns,
-)
+from simbatch.sim.workload.formats import OURS, OWN, REQUIRED, RESULTS, Columns, Format, Said
 from simbatch.sim.workload.model import Workload
 from simbatch.sim.workload.trace_model import Trace, settings_mistakes
-from simbatch.sim.workload.traces.columnar import ParquetReader
+from simbatch.sim.workload.traces.columns import Chosen, choose_columns
 from simbatch.sim.workload.traces.detect import detect, has_prompt, is_strange, unknown
 from simbatch.sim.workload.traces.lines import BenchReader, LinesReader, mentions
 from simbatch.sim.workload.traces.rows import Head, Reader, Reading
 from simbatch.sim.workload.traces.source import TraceSource
-from simbatch.sim.workload.traces.tables import TableReader
+from simbatch.sim.workload.traces.tables import CsvReader, ParquetReader
 from simbatch.sim.workload.traces.texts import COUNT_THEM, TEXT_HASH_TOKENS, Texts, has_texts
 from simbatch.sim.workload.traces.times import PS_PER_UNIT, Clock
 
 __all__ = ["TraceSource", "foretells", "open_trace"]
 
 _READERS: dict[str, Callable[[Path, Reading], Reader]] = {
-    "csv": TableReader,
+    "csv": CsvReader,
     "jsonl": LinesReader,
     "list": LinesReader,
     "parquet": ParquetReader,
 }
-OWN_ARRIVAL = FORMATS["csv"].columns.arrival
 _OF_SESSIONS = ("session", "parent", "delay", "system_prompt", "num_system_tokens")
 
 
@@ -108,8 +97,8 @@ def _rows_of(
     needed = [kind for kind in wanted if kind != "arrival" or not has_turns]
     chosen = choose_columns(form, head.row, head.names, head.place, said, needed, usual=form.name in OURS)
     chosen = replace(chosen, columns=_of_turns(chosen.columns, head, form, has_turns=has_turns))
-    if trace.time_unit is not None and chosen.columns.arrival == OWN_ARRIVAL:
-        rule = f"format {form.name} has {OWN_ARRIVAL}, in seconds, and no other unit"
+    if trace.time_unit is not None and chosen.columns.arrival == OWN.arrival:
+        rule = f"format {form.name} has {OWN.arrival}, in seconds, and no other unit"
         raise UserError(Problem(_named(place, "time_unit"), rule, trace.time_unit, "leave it out"))
     reading = _reading(head, chosen, form, trace, texts, has_turns=has_turns)
     if (first := head.row.get(chosen.columns.arrival or "")) not in (None, ""):

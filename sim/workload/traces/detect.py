@@ -13,11 +13,11 @@ from simbatch.sim.text import cut_short
 from simbatch.sim.workload.bench import aiperf, guidellm, inference_perf, is_result
 from simbatch.sim.workload.bench.run import keys_of, read_text
 from simbatch.sim.workload.files import open_text, text_errors
-from simbatch.sim.workload.formats import FORMATS, OURS, REQUIRED, RESULTS, TABLES, Format, Said, length_of
-from simbatch.sim.workload.traces.columnar import head_of_parquet
+from simbatch.sim.workload.formats import FORMATS, OURS, REQUIRED, RESULTS, TABLES, Format, Said
+from simbatch.sim.workload.traces.columns import length_of
 from simbatch.sim.workload.traces.lines import flattened, head_of_lines, listed_in, rows_of
 from simbatch.sim.workload.traces.rows import Head
-from simbatch.sim.workload.traces.tables import head_of_table
+from simbatch.sim.workload.traces.tables import head_of_parquet, head_of_table
 from simbatch.sim.workload.traces.texts import TEXT_KEYS, Texts
 
 _HEAD = 1 << 16  # characters of a first line that is longer than any row, as a JSON document's may be

@@ -162,13 +162,14 @@ class LinesReader:
             yield self._batch(lines, rows)
 
     def _batch(self, lines: list[int], rows: list[JsonRow]) -> RowBatch:
-        def find(name: str) -> Sequence[object] | None:
-            found = [row.get(name) for row in rows]
-            if "." in name and found.count(None):
-                found = [_within(row, name) for row in rows]
-            return None if found.count(None) == len(found) and name not in self.columns[:3] else found
-
-        return assemble(self._reading, self.place, lines, find)
+        found: dict[str, list[object]] = {}
+        for name in filter(None, self.columns):
+            values = [row.get(name) for row in rows]
+            if "." in name and None in values:
+                values = [_within(row, name) for row in rows]
+            if name in self.columns[:3] or values.count(None) < len(values):
+                found[name] = values
+        return assemble(self._reading, self.place, lines, found)
 
 
 def _within(row: JsonRow, name: str) -> object:
@@ -231,13 +232,10 @@ class BenchReader:
                 Problem(f"{self._path} {', '.join(lists)}", rule, list(lengths.values()), "write the file again")
             )
 
-        def find(name: str) -> Sequence[object] | None:
-            return lists.get(name)
-
         n = lengths[self.columns.arrival or ""]
         head = Head("list", list(lists), {}, str(self._path))
         reading = Reading(head, self.columns, self.clock, 0)
-        return _ordered(assemble(reading, self.place, range(n), find))
+        return _ordered(assemble(reading, self.place, range(n), lists))
 
     def _of_run(self, run: BenchRun, *, lengths_only: bool) -> RowBatch:
         self.notes = run.notes
@@ -262,9 +260,7 @@ class BenchReader:
 
     def batches(self) -> Iterator[RowBatch]:
         """The loaded requests, in batches."""
-        n = len(self._batch)
-        for first in range(0, n, BATCH_ROWS):
-            yield self._batch.keep(np.arange(first, min(first + BATCH_ROWS, n)))
+        yield from self._batch.parts(BATCH_ROWS)
 
 
 def _ordered(batch: RowBatch) -> RowBatch:

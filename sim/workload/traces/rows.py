@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from simbatch.sim.json_values import MAX_TOKENS
 from simbatch.sim.workload.formats import Columns, Row
 from simbatch.sim.workload.traces import values
 from simbatch.sim.workload.traces.texts import Texts
@@ -22,7 +23,6 @@ BATCH_ROWS = 16_384
 BATCH_HASHES = 1 << 18  # a batch ends early when its rows have so many hash_ids
 Ints = NDArray[np.int64]
 T = TypeVar("T")
-Find = Callable[[str], Sequence[object] | None]
 
 
 class Head(NamedTuple):
@@ -87,6 +87,12 @@ class RowBatch:
 
         return RowBatch(*(pick(name) for name in self.__slots__))
 
+    def parts(self, size: int, order: Ints | None = None) -> Iterator[RowBatch]:
+        """The rows, or these of them in this order, so many at a time."""
+        whole = np.arange(len(self)) if order is None else order
+        for first in range(0, len(whole), size):
+            yield self if order is None and size >= len(self) else self.keep(whole[first : first + size])
+
     @classmethod
     def joined(cls, batches: Sequence[RowBatch]) -> RowBatch:
         """All rows as one; a column that only some have is blank in the others."""
@@ -136,11 +142,11 @@ def assemble(
     reading: Reading,
     place: Callable[[int, str], str],
     lines: Sequence[int],
-    find: Find,
+    found: Mapping[str, Any],
     *,
     times: Times | None = None,
 ) -> RowBatch:
-    """Parse what `find` gives for each column's name (None: not there); UserError at `place(line, column)`.
+    """Parse the columns that were `found`, by name; UserError at `place(line, column)`.
 
     Lists, or arrays of numbers where every value is known to be one. A number may be text, as BigQuery's JSON has it.
     `times`: they are known already. Without a column of arrivals all come at once, without one of lengths all are 1
@@ -150,29 +156,27 @@ def assemble(
     kind = values.TOKENS if reading.head.delimiter == ";" else values.GROUPED_TOKENS
 
     def optional(name: str | None, kind: Kind[T]) -> list[T] | None:
-        found = find(name) if name is not None else None
-        return None if name is None or found is None else kind.parse(found, lambda i: place(lines[i], name))
+        return None if name is None or name not in found else kind.parse(found[name], lambda i: place(lines[i], name))
 
     def tokens(name: str | None) -> Ints:
-        found = None if name is None else find(name)
-        if name is None or found is None:
+        if name is None or name not in found:
             return np.ones(len(lines), dtype=np.int64)
-        if isinstance(found, np.ndarray):
-            if found.min() >= 0 and found.max() <= values.MAX_TOKENS:
-                return found
-            found = found.tolist()
-        return np.array(kind.parse(found, lambda i: place(lines[i], name)), dtype=np.int64)
+        counts = found[name]
+        if isinstance(counts, np.ndarray):
+            if counts.min() >= 0 and counts.max() <= MAX_TOKENS:
+                return counts
+            counts = counts.tolist()
+        return np.array(kind.parse(counts, lambda i: place(lines[i], name)), dtype=np.int64)
 
     has_time = np.full(len(lines), True) if is_turn else None
     if times is None:
-        name = columns.arrival or ""
-        found = None if columns.arrival is None else find(name)
-        has_time = np.array([value not in (None, "") for value in found or [None] * len(lines)]) if is_turn else None
+        name, own = columns.arrival or "", found.get(columns.arrival or "")
+        has_time = np.array([value not in (None, "") for value in own or [None] * len(lines)]) if is_turn else None
         there: Sequence[int] = range(len(lines)) if has_time is None else np.flatnonzero(has_time).tolist()
         times = np.zeros(len(lines), dtype=np.int64)
-        if found is not None:
-            own = found if has_time is None else [found[i] for i in there]
-            parsed = reading.clock.parse(own, lambda i: place(lines[there[i]], name))
+        if own is not None:
+            timed = own if has_time is None else [own[i] for i in there]
+            parsed = reading.clock.parse(timed, lambda i: place(lines[there[i]], name))
             times = parsed if has_time is None else _spread(parsed, has_time)
     return RowBatch(
         lines,

@@ -14,8 +14,8 @@ from simbatch.sim.errors import NOTHING, Problem, UserError
 from simbatch.sim.text import cut_short
 from simbatch.sim.workload.chunk import CHUNK_SIZE, Purpose, RequestChunk, draw_shares, stream
 from simbatch.sim.workload.files import BadValueError
-from simbatch.sim.workload.formats import words_of
 from simbatch.sim.workload.trace_model import Trace
+from simbatch.sim.workload.traces.columns import words_of
 from simbatch.sim.workload.traces.rows import Ints, Reader, RowBatch
 from simbatch.sim.workload.traces.sessions import TurnRows, conversations_of
 from simbatch.sim.workload.traces.times import MAX_PS, too_late
@@ -169,13 +169,13 @@ class TraceSource:
         num_sessions = max(number) + 1
         priorities = draw_shares(self._priorities, stream(self._seed, Purpose.PRIORITIES), num_sessions)
         tenants = draw_shares(self._tenants, stream(self._seed, Purpose.TENANTS), num_sessions)
-        for begin in range(0, len(rows), CHUNK_SIZE):
-            part = range(begin, min(begin + CHUNK_SIZE, len(rows)))
-            batch = rows.keep(np.arange(part.start, part.stop))
+        begin = 0
+        for batch in rows.parts(CHUNK_SIZE):
+            part = slice(begin, begin := begin + len(batch))
             self._check_columns(batch)
-            levels = priorities and [priorities[number[i]] for i in part]
-            names = tenants and [tenants[number[i]] for i in part]
-            yield self._chunk(batch, times[part.start : part.stop], levels, names)
+            levels = priorities and [priorities[i] for i in number[part]]
+            names = tenants and [tenants[i] for i in number[part]]
+            yield self._chunk(batch, times[part], levels, names)
 
     def _ordered(self) -> Iterator[RowBatch]:
         """The rows between the bounds, in the file's order or sorted by arrival."""
@@ -183,9 +183,7 @@ class TraceSource:
             yield from self._between()
         elif batches := list(self._between()):
             whole = RowBatch.joined(batches)
-            order = np.argsort(whole.arrival, kind="stable")
-            for begin in range(0, len(order), CHUNK_SIZE):
-                yield whole.keep(order[begin : begin + CHUNK_SIZE])
+            yield from whole.parts(CHUNK_SIZE, np.argsort(whole.arrival, kind="stable"))
 
     def _between(self) -> Iterator[RowBatch]:
         if (between := self._settings.between) is None:

@@ -1,14 +1,15 @@
-"""Traces as CSV, separated by commas, semicolons, tabs or bars.
+"""Traces as tables: CSV, separated by commas, semicolons, tabs or bars, and parquet, of any format's columns.
 
-A file is read in blocks of whole lines. pyarrow parses a block at once; one that it does not take whole is parsed field
-by field, which says where and what is wrong with it, or takes what pyarrow does not (`374.0` for a whole number).
+A CSV is read in blocks of whole lines. pyarrow parses a block at once; one that it does not take whole is parsed field
+by field, which says where and what is wrong with it, or takes what pyarrow does not (`374.0` for a whole number). In
+parquet `usage.prompt_tokens` is a field of a struct.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ _FIELD_LIMIT = 1 << 24  # characters; a long prompt's hash_ids are one field
 _BLOCK_BYTES = 1 << 21
 _LONGEST = 1 << 26  # bytes of a block that a quote holds open
 _SEPARATORS = ",;\t|"
+_BATCH_ROWS_WITH_HASHES = 1024  # of parquet: a row of a long prompt has hundreds
 _BIG_DIGITS = 16  # an integer of so many digits (Unix time in ns) is more than a double holds
 
 Lines = tuple[int, bytes]  # number of the first line, whole lines
@@ -78,22 +80,60 @@ def _fields(path: Path, line: int, text: str, delimiter: str) -> Iterator[tuple[
         raise UserError(Problem(place, f"not valid CSV: {error}", mend=mend)) from None
 
 
-class TableReader:
-    """A CSV file with a header line; tolerates a byte order mark, any line ends, blank lines and quotes."""
+def head_of_parquet(path: Path) -> Head:
+    """The columns and the first row; UserError for what is no parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            first = next(file.iter_batches(batch_size=1), None) or pa.RecordBatch.from_pylist([], file.schema_arrow)
+            columns = _flat(first)
+            row = {name: column[0].as_py() for name, column in columns.items()} if first.num_rows else {}
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        mend = "check the format; a file that was cut off looks like this"
+        raise UserError(Problem(str(path), f"not valid parquet: {error}", mend=mend)) from None
+    return Head("parquet", list(columns), row, str(path))
+
+
+def _flat(record: Any) -> dict[str, Any]:
+    """The columns by name, those within a struct behind a point; decimals as numbers."""
+    import pyarrow as pa
+
+    found: dict[str, Any] = {}
+    for name, column in zip(record.schema.names, record.columns, strict=True):
+        if pa.types.is_struct(column.type) and column.type.num_fields:
+            inner = pa.RecordBatch.from_arrays(column.flatten(), [field.name for field in column.type])
+            found |= {f"{name}.{key}": one for key, one in _flat(inner).items()}
+        else:
+            found[name] = column.cast(pa.float64()) if pa.types.is_decimal(column.type) else column
+    return found
+
+
+class _Table:
+    """A file whose columns have names of their own; `_index`: where those that mean something stand."""
 
     def __init__(self, path: Path, reading: Reading) -> None:
         self._path, self._reading = path, reading
         self.columns, self.clock = reading.columns, reading.clock
         self.place = line_place(path)
         names = reading.head.names
-        self._width = len(names)
         self._index = {name: names.index(name) for name in self.columns if name is not None and name in names}
         self.present = set(self._index)
         self.ignored = set(names) - self.present - {""}  # pandas' index has no name
         self.hash_block_tokens = reading.hash_block_tokens if self.columns.hash_ids in self._index else 0
+
+
+class CsvReader(_Table):
+    """A CSV file with a header line; tolerates a byte order mark, any line ends, blank lines and quotes."""
+
+    def __init__(self, path: Path, reading: Reading) -> None:
+        super().__init__(path, reading)
+        self._width = len(reading.head.names)
         arrival = str(reading.head.row.get(self.columns.arrival or "", ""))
         self.clock.decimal_comma = reading.head.delimiter != "," and "," in arrival
-        self._unit = self.clock.tell_unit(arrival) if arrival else self.clock.unit
+        if arrival:
+            self.clock.tell_unit(arrival)
         self._arrival_type = self._type_of(arrival)
 
     def batches(self) -> Iterator[RowBatch]:
@@ -111,7 +151,7 @@ class TableReader:
                 if not data.strip():
                     continue
                 fast = self._by_arrow(line, data)
-                yield from self._by_fields(line, data.decode()) if fast is None else _parts(fast)
+                yield from self._by_fields(line, data.decode()) if fast is None else fast.parts(CHUNK_SIZE)
 
     def count(self) -> int:
         """All rows of the file, whose values are not looked at."""
@@ -121,7 +161,7 @@ class TableReader:
     def _type_of(self, arrival: str) -> Any:
         import pyarrow as pa
 
-        if self._unit == "iso":
+        if self.clock.unit == "iso":
             has_zone = arrival.endswith(("Z", "z")) or arrival[-6:-5] in "+-" or arrival[-3:-2] in "+-"
             return pa.timestamp("ns", tz="UTC" if has_zone and len(arrival) > 11 else None)
         return pa.int64() if arrival.isdigit() and len(arrival) >= _BIG_DIGITS else pa.float64()
@@ -134,9 +174,8 @@ class TableReader:
         columns = self.columns
         kinds = {columns.arrival: self._arrival_type, columns.prompt: pa.int64(), columns.output: pa.int64()}
         types = {str(i): kinds.get(name, pa.string()) for name, i in self._index.items()}
-        if b"0x" in data or b"0X" in data:  # a number to pyarrow
-            return None
-        if columns.arrival is not None and self.clock.unit is None:  # the first row has no time
+        is_unclear = columns.arrival is not None and self.clock.unit is None  # the first row has no time
+        if is_unclear or b"0x" in data or b"0X" in data:  # a number to pyarrow
             return None
         names = list(map(str, range(self._width)))
         try:
@@ -161,21 +200,16 @@ class TableReader:
             return None
         times: Times | None = None
         if columns.arrival is not None:
-            times = self._times(table.column(str(self._index[columns.arrival])))
+            moments = _array(table.column(str(self._index[columns.arrival])))
+            times = (self.clock.from_ns if self.clock.unit == "iso" else self.clock.from_numbers)(moments)
             if times is None:
                 return None
 
-        def find(name: str) -> Any:
-            if name in lengths:
-                return lengths[name]
-            return table.column(str(self._index[name])).to_pylist() if name in self._index else None
-
-        return assemble(self._reading, self.place, range(line, line + table.num_rows), find, times=times)
-
-    def _times(self, column: Any) -> Times | None:
-        if self._unit == "iso":
-            return self.clock.from_ns(_array(column))
-        return self.clock.from_numbers(_array(column))
+        rest = {
+            name: table.column(str(i)) for name, i in self._index.items() if name not in (*lengths, columns.arrival)
+        }
+        found = lengths | {name: column.to_pylist() for name, column in rest.items()}
+        return assemble(self._reading, self.place, range(line, line + table.num_rows), found, times=times)
 
     def _by_fields(self, line: int, text: str) -> Iterator[RowBatch]:
         rows = list(_fields(self._path, line, text, self._reading.head.delimiter))
@@ -189,11 +223,64 @@ class TableReader:
             rule = f"has {len(rows[i])} fields, and the header has {self._width}"
             raise UserError(Problem(self.place(lines[i], "row"), rule, ",".join(rows[i]), "complete or remove the row"))
         fields = list(zip(*rows, strict=True))
+        return assemble(self._reading, self.place, lines, {name: fields[i] for name, i in self._index.items()})
 
-        def find(name: str) -> Sequence[object] | None:
-            return fields[self._index[name]] if name in self._index else None
 
-        return assemble(self._reading, self.place, lines, find)
+class ParquetReader(_Table):
+    """A parquet file; its rows count from 1 in messages."""
+
+    def batches(self) -> Iterator[RowBatch]:
+        """Read the file from its start."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        size = _BATCH_ROWS_WITH_HASHES if self.hash_block_tokens else BATCH_ROWS
+        line = 1
+        try:
+            with pq.ParquetFile(self._path) as file:
+                for record in file.iter_batches(batch_size=size, columns=list(self._index)):
+                    yield self._batch(record, line)
+                    line += record.num_rows
+        except (pa.ArrowException, OSError) as error:
+            mend = "the file is damaged: write it again"
+            raise UserError(Problem(self.place(line, ""), f"not valid parquet: {error}", mend=mend)) from None
+
+    def count(self) -> int:
+        """All rows of the file, whose values are not looked at."""
+        import pyarrow.parquet as pq
+
+        return int(pq.read_metadata(self._path).num_rows)
+
+    def _batch(self, record: Any, line: int) -> RowBatch:
+        arrival, *lengths = self.columns[:3]
+        columns = {name: column for name, column in _flat(record).items() if name in self._index}
+        times = None if arrival is None else self._times(columns[arrival])
+        whole = {name: _whole(columns[name]) for name in lengths if name in columns}
+        found = {name: column.to_pylist() for name, column in columns.items() if whole.get(name) is None}
+        found |= {name: numbers for name, numbers in whole.items() if numbers is not None}
+        return assemble(self._reading, self.place, range(line, line + record.num_rows), found, times=times)
+
+    def _times(self, column: Any) -> Times | None:
+        """Those of a typed column; None where they are to be looked at one by one."""
+        import pyarrow as pa
+
+        if column.null_count or not len(column):
+            return None
+        if pa.types.is_timestamp(column.type):
+            self.clock.unit = "iso"
+            return self.clock.from_ns(_array(column.cast(pa.timestamp("ns"))))
+        if self.clock.tell_unit(column[0].as_py()) == "iso":
+            return None
+        numbers = _array(column.cast(pa.float64())) if pa.types.is_floating(column.type) else _whole(column)
+        return None if numbers is None else self.clock.from_numbers(numbers)
+
+
+def _whole(column: Any) -> NDArray[Any] | None:
+    """Integers as 64 bits; None where it has others, or none."""
+    import pyarrow as pa
+
+    is_whole = pa.types.is_integer(column.type) and not column.null_count and len(column) > 0
+    return _array(column.cast(pa.int64())) if is_whole else None
 
 
 def _array(column: Any) -> NDArray[Any]:
@@ -201,7 +288,8 @@ def _array(column: Any) -> NDArray[Any]:
     import pyarrow as pa
 
     kind = np.float64 if column.type == pa.float64() else np.int64
-    parts = (np.frombuffer(part.buffers()[1], kind, len(part), 8 * part.offset) for part in column.chunks)
+    chunks: Any = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    parts = (np.frombuffer(part.buffers()[1], kind, len(part), 8 * part.offset) for part in chunks)
     return np.concatenate([*parts])
 
 
@@ -209,11 +297,3 @@ def _num_rows(path: Path, block: bytes, delimiter: str) -> int:
     if b'"' in block:  # a field may hold line ends
         return sum(1 for _ in _fields(path, 1, block.decode(), delimiter))
     return sum(map(bool, map(bytes.strip, block.splitlines())))
-
-
-def _parts(batch: RowBatch) -> Iterator[RowBatch]:
-    if len(batch) <= CHUNK_SIZE:
-        yield batch
-        return
-    for first in range(0, len(batch), CHUNK_SIZE):
-        yield batch.keep(np.arange(first, min(first + CHUNK_SIZE, len(batch))))

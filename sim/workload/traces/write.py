@@ -17,7 +17,7 @@ from simbatch.sim.clock import to_s
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import check_target, replacing
 from simbatch.sim.workload.chunk import RequestChunk, RequestSource
-from simbatch.sim.workload.formats import FORMATS, REQUIRED, TABLES, Format
+from simbatch.sim.workload.formats import FORMATS, OWN, REQUIRED, TABLES, Format
 from simbatch.sim.workload.traces.times import PS_PER_UNIT
 from simbatch.sim.workload.turns import Turns, awaited_of, turns_in
 
@@ -105,7 +105,6 @@ class Rehash:
 
 
 WRITE_FORMATS = tuple(TABLES)
-OWN = FORMATS["csv"].columns
 HOLDS_HASHES = tuple(name for name, form in TABLES.items() if form.hash_block_tokens)
 NEEDS_HASHES = ("mooncake", "timed_trace")
 AZURE_START = datetime(2023, 11, 16)  # timestamps need a day; it is arbitrary, and has no zone

@@ -25,24 +25,16 @@ from simbatch.serving.simulated.plugin import SPEC
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.engine import OURS, EngineSettings
-from simbatch.sim.scenario.flags import flag_words
+from simbatch.sim.scenario.flags import Given, flag_words, parse, whole_number
 from simbatch.sim.scenario.resolved import Resolved
 
 SETTINGS = {name: field for name, field in EngineSettings.model_fields.items() if name not in {*OURS, "vllm_version"}}
-SWITCHES = {name for name, field in SETTINGS.items() if "bool" in str(field.annotation)}
-LISTS = {"cudagraph_capture_sizes"}
 # vLLM's device is not the profile's: it neither captures graphs nor measures memory
 NOT_TOLD = {
     *OURS, "cudagraph_capture_sizes", "max_cudagraph_capture_size", "enforce_eager", "gpu_memory_utilization",
     "kv_cache_dtype", "num_gpu_blocks_override",
 }  # fmt: skip
 IN_THE_PROFILE = {"tensor_parallel_size": "tensor_parallel_size", "quantization": "quantisation"}
-ALIASES = {
-    "tp": "tensor_parallel_size",
-    "q": "quantization",
-    "pp": "pipeline_parallel_size",
-    "dp": "data_parallel_size",
-}
 REFUSED = {
     "config": "write its settings as flags, so that the profile's rules see them",
     "model": "the profile says it: simbatch serve PROFILE",
@@ -56,52 +48,51 @@ REFUSED = {
         "leave it out: a profile does not say how long its steps would take",
     ),
 }
-MAGNITUDES = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30}
 
 
 class Flags(NamedTuple):
-    """Settings of the scenario's engine, the words that are vLLM's alone, and the values of those by name."""
+    """Settings of the scenario's engine, the flags that are vLLM's alone, and words that belong to none."""
 
     engine: dict[str, Any]
-    others: list[str]
-    named: dict[str, str]
+    others: list[Given]
+    alone: list[str]
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The values of vLLM's own flags, by name."""
+        return {one.name: one.text for one in self.others}
 
 
 def read_flags(words: Sequence[str]) -> Flags:
     """Sort the flags; UserError for what a simulated server cannot do."""
-    engine, others, named = dict[str, Any](), list[str](), dict[str, str]()
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        name, values = _name_of(word), word.partition("=")[2:] if "=" in word else None
-        if name is None:
-            others.append(word)
-        elif (setting := name.removeprefix("no_")) in SWITCHES:
-            engine[setting] = setting == name
+    given, alone = parse(words)
+    engine, others = dict[str, Any](), list[Given]()
+    for one in given:
+        if one.name in SETTINGS:
+            engine[one.name] = [*map(_number, one.value)] if isinstance(one.value, list) else _number(one.value)
         else:
-            given = list(values or _values(rest, name))
-            if name in SETTINGS:
-                engine[name] = [_number(value) for value in given] if name in LISTS else _number(given[0])
-            else:
-                others += [word, *([] if values else given)]
-                named[name] = given[0] if given else ""
-    _refuse(named)
-    return Flags(engine, others, named)
+            others.append(one)
+    if problems := [
+        Problem(f"--{_dashed(one.name)}", "does not go with a simulated server", mend=REFUSED[one.name])
+        for one in others
+        if one.name in REFUSED
+    ]:
+        raise UserError(*problems)
+    return Flags(engine, others, alone)
 
 
 def in_the_profile(flags: Flags, profile: Any) -> list[str]:
     """The words for vLLM, less what the profile says already; UserError where it says otherwise."""
-    others = list(flags.others)
-    for name, key in IN_THE_PROFILE.items():
-        if name not in flags.named:
+    others = list(flags.alone)
+    for one in flags.others:
+        if (key := IN_THE_PROFILE.get(one.name)) is None:
+            others += one.words
             continue
-        measured = str(getattr(profile, key, 1 if name == "tensor_parallel_size" else None))
-        if flags.named[name] != measured:
+        measured = str(getattr(profile, key, 1 if one.name == "tensor_parallel_size" else None))
+        if one.text != measured:
             mend = "leave it out, or take a profile that was measured so: simbatch profiles list"
             rule = f"the profile {profile.name} was measured with {measured}"
-            raise UserError(Problem(f"--{_dashed(name)}", rule, flags.named[name], mend))
-        at = next(i for i, word in enumerate(others) if _name_of(word) == name)
-        del others[at : at + (1 if "=" in others[at] else 2)]
+            raise UserError(Problem(f"--{_dashed(one.name)}", rule, one.text, mend))
     return others
 
 
@@ -121,40 +112,14 @@ def flag_of(key: str) -> str:
     return f"--{_dashed(key.removeprefix('engine.'))}"
 
 
-def _name_of(word: str) -> str | None:
-    if not re.match(r"--?[A-Za-z]", word):
-        return None
-    name = word.partition("=")[0].lstrip("-").replace("-", "_").partition(".")[0]
-    return ALIASES.get(name, name)
-
-
-def _values(rest: list[str], name: str) -> Iterator[str]:
-    """Take the values that follow a flag: one, or all up to the next flag."""
-    while rest and _name_of(rest[0]) is None:
-        yield rest.pop(0)
-        if name in SETTINGS and name not in LISTS:
-            return
-    if name in SETTINGS and name not in LISTS:
-        raise UserError(Problem(f"--{_dashed(name)}", "needs a value", mend="write it behind the flag"))
-
-
-def _number(text: str) -> Any:
+def _number(value: str | bool) -> Any:
     """A value as YAML would say it, or vLLM's 16k and 8K."""
-    from simbatch.sim.scenario.reading.syntax import parse_plain
+    from simbatch.sim.scenario.document import parse_plain
 
-    if found := re.fullmatch(r"(\d+(?:\.\d+)?)([kmgKMG])", text):
-        return int(float(found[1]) * MAGNITUDES[found[2]])
-    return parse_plain(text)
-
-
-def _refuse(named: dict[str, str]) -> None:
-    problems = [
-        Problem(f"--{_dashed(name)}", "does not go with a simulated server", mend=REFUSED[name])
-        for name in named
-        if name in REFUSED
-    ]
-    if problems:
-        raise UserError(*problems)
+    if isinstance(value, bool):
+        return value
+    has_unit = re.fullmatch(r"\d+(\.\d+)?[kmgKMG]", value)
+    return whole_number(Given("", value, None)) if has_unit else parse_plain(value)
 
 
 def _dashed(name: str) -> str:

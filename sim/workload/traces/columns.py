@@ -1,4 +1,4 @@
-"""The formats of traces, a file of this folder each, and which column of a file means what.
+"""Which column of a trace means what.
 
 A column is known by its format, by what a user says, or by the field's usual names. A usual name is read by its words
 (`num_prefill_tokens`, `promptTokens`, `usage.prompt_tokens`): all of them must be known ones, so that a total, a cached
@@ -12,57 +12,14 @@ part, a mean or a limit is never taken for a length:
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Literal, NamedTuple
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.text import cut_short
-
-Unit = Literal["s", "ms", "us", "ns", "iso"]
-REQUIRED = ("arrival", "prompt", "output")
-Row = Mapping[str, object]
-Said = Mapping[str, tuple[str, Unit | None]]  # by what it means: a column's name and its unit
-
-
-class Columns(NamedTuple):
-    """What a file calls its columns, by what they mean; None: it has none of that kind."""
-
-    arrival: str | None = None
-    prompt: str | None = None
-    output: str | None = None
-    request_id: str | None = None
-    priority: str | None = None
-    tenant: str | None = None
-    hash_ids: str | None = None
-    predicted_output: str | None = None
-    session: str | None = None
-    parent: str | None = None
-    delay: str | None = None
-    system_prompt: str | None = None
-    num_system_tokens: str | None = None
-
-
-@dataclass(frozen=True)
-class Format:
-    """A kind of trace: one file in the folder `formats` each, which puts it into the list `FORMATS`.
-
-    `unit` is that of plain times (None: by the column's name and its values), `hash_block_tokens` what one entry of
-    hash_ids stands for, `written_as` the kind of file that `simbatch trace convert` makes (any kind is read), `fits`
-    what a first row must have beside the columns, `source` who publishes such files.
-    """
-
-    name: str
-    columns: Columns
-    unit: Unit | None = None
-    hash_block_tokens: int = 0
-    written_as: Literal["csv", "jsonl", "parquet", ""] = "csv"
-    fits: Callable[[Row], bool] = lambda _: True
-    source: str = ""
+from simbatch.sim.workload.formats import REQUIRED, Columns, Format, Row, Said, Unit
 
 
 @dataclass(frozen=True)
@@ -247,16 +204,3 @@ def _hint(kind: str, theirs: str, names: Iterable[str]) -> str | None:
     usual = _usual(kind, list(free.values()))
     near = get_close_matches(theirs.lower(), free, n=1, cutoff=0.75)
     return usual[0] if usual else free[near[0]] if near else None
-
-
-OURS = ("jsonl", "csv", "parquet")
-
-
-def _found() -> dict[str, Format]:
-    modules = (importlib.import_module(f"{__name__}.{each.name}") for each in pkgutil.iter_modules(__path__))
-    return {form.name: form for module in modules for form in module.FORMATS}
-
-
-FORMATS = _found()
-TABLES = {name: form for name, form in FORMATS.items() if form.written_as}
-RESULTS = tuple(name for name, form in FORMATS.items() if not form.written_as)

@@ -1,6 +1,6 @@
-"""A small scenario to sweep over, and policies that do to a worker what the world does.
+"""Scenarios in a line, as wide as a paper's or small enough to sweep over, and runs of an engine by hand.
 
-Scenarios in which a policy's source is retold: profiles that ship, workloads near the paper's, scaled down.
+Also policies that do to a worker what the world does.
 """
 
 from __future__ import annotations
@@ -8,8 +8,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from simbatch import Result, Scenario, simulate
+from simbatch import Policy, Result, Scenario, simulate
+from simbatch.sim.cost.model import LinearCost
+from simbatch.sim.engine import run
+from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.plugins.policy import POLICIES
+from simbatch.sim.plugins.testing import MS, ListSource, Row
+from simbatch.sim.scheduler.config import EngineConfig
 
 WORKLOAD: dict[str, Any] = {
     "num_prompts": 30,
@@ -81,6 +86,7 @@ def runs(folder: Path) -> int:
     return len((folder / "runs").read_text().splitlines())
 
 
+INLINE = {"num_gpu_blocks": 1000, "step_time": {"base_s": 0.01}}
 Lengths = dict[str, Any]
 
 
@@ -101,20 +107,57 @@ CONVERSATIONS = {"prompt_len": lognormal(1730, 0.9, 8000), "output_len": lognorm
 
 
 def serving(
-    profile: str, num_prompts: int, rate: float | None, *, seed: int = 0, engine: Any = None, **workload: Any
+    profile: Any,
+    num_prompts: int,
+    rate: float | None,
+    *,
+    seed: int = 0,
+    engine: Any = None,
+    slo: Any = None,
+    **more: Any,
 ) -> Scenario:
-    """`num_prompts` requests at `rate` a second, or all at once without one."""
+    """`num_prompts` requests at `rate` a second, or all at once without one; what is `more` is of the workload."""
     arrival = {"arrival": {"process": "all_at_once"}} if rate is None else {"request_rate": rate}
-    return Scenario.from_dict(
-        {
-            "profile": profile,
-            "engine": engine or {},
-            "workload": {"num_prompts": num_prompts, **arrival, **workload},
-            "seed": seed,
-        }
-    )
+    workload = {"num_prompts": num_prompts, **arrival, **more}
+    sections = {"engine": engine or {}, "workload": workload, "slo": slo or {}, "seed": seed}
+    return Scenario.from_dict({"profile": profile, **sections})
 
 
 def under(scenario: Scenario, policy: str, **parameters: Any) -> Result:
     """The scenario under a policy that ships."""
     return simulate(scenario, POLICIES.load(policy, parameters, folder=Path()))
+
+
+STEPS = LinearCost(10 * MS, 0, MS, 0)
+
+
+def serve(
+    policy: Policy, rows: list[Row], *, cost: LinearCost = STEPS, tenants: list[str] | None = None, **settings: Any
+) -> RunRecord:
+    """Steps of 10 ms plus 1 ms a decode; 16 seats."""
+    limits = {"max_num_seqs": 16, "max_num_batched_tokens": 256, "max_model_len": 256, "num_gpu_blocks": 1000}
+    config = EngineConfig(**{**limits, "enable_prefix_caching": False, **settings})
+    return run(config, cost, policy, ListSource(rows, tenants=tenants), steps=True)
+
+
+def all_at_once(n: int, output: int = 5) -> list[Row]:
+    return [(0, 4, output, 0, ()) for _ in range(n)]
+
+
+def batch_sizes(record: RunRecord) -> list[int]:
+    return [len(row.scheduled) for row in record.steps or []]
+
+
+def in_steps(record: RunRecord) -> list[list[int]]:
+    """Who is in each step."""
+    return [[index for index, _, _ in row.scheduled] for row in record.steps or []]
+
+
+def tokens(record: RunRecord) -> list[dict[int, int]]:
+    """By request, step by step."""
+    return [{index: n for index, n, _ in row.scheduled} for row in record.steps or []]
+
+
+def in_order(record: RunRecord) -> list[int]:
+    """Requests as they get their seats."""
+    return record.requests.scheduled_ps.argsort(kind="stable").tolist()

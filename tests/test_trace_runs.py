@@ -1,4 +1,7 @@
-"""A trace drawn anew in blocks: rows and gaps stay together, the rate stays, and the cache finds what it did."""
+"""What runs make of a trace: memory does not grow with it, and what was not simulated is said by every command.
+
+Drawn anew in blocks: rows and gaps stay together, the rate stays, and the cache finds what it did.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import tracemalloc
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,29 +19,28 @@ from hypothesis import strategies as st
 
 from simbatch import Scenario, simulate
 from simbatch.sim.clock import PS_PER_S
+from simbatch.sim.cost.by_name import load_profile
+from simbatch.sim.tuning.recommend_cases import USE_CASES, scenario_of
 from simbatch.sim.workload import RequestChunk, Workload, open_workload
 from simbatch.sim.workload.traces import TraceSource
 from simbatch.sim.workload.traces.resample import draw_blocks
 from simbatch.sim.workload.traces.statistics import describe
-from tests.trace_files import source_of
+from tests import exit_code as run
+from tests import run_command
+from tests.bench_files import shared, source_of, write_lines
 
 BLOCKS = 10
 Row = dict[str, object]
 
 
 def write(folder: Path, rows: Sequence[Row]) -> Workload:
-    (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_lines(folder / "t.jsonl", [*rows])
     return Workload.model_validate({"trace": {"path": "t.jsonl", "format": "jsonl", "resample_blocks": BLOCKS}})
 
 
 def row(i: int, arrival_s: float, **more: object) -> Row:
-    return {
-        "request_id": f"r{i}",
-        "arrival_s": arrival_s,
-        "num_prompt_tokens": 100 + i,
-        "num_output_tokens": 1 + i,
-        **more,
-    }
+    lengths = {"num_prompt_tokens": 100 + i, "num_output_tokens": 1 + i}
+    return {"request_id": f"r{i}", "arrival_s": arrival_s, **lengths, **more}
 
 
 def drawn(workload: Workload, folder: Path, seed: int) -> RequestChunk:
@@ -131,6 +134,102 @@ def test_a_result_says_that_its_trace_was_drawn_anew(tmp_path: Path) -> None:
     }
     text = simulate(Scenario.from_dict(data, folder=tmp_path)).text()
     assert "Trace: drawn anew in 10 blocks of time by the seed, not as it is" in text
+
+
+SCENARIO = """\
+profile: h100-llama-3.1-8b-bf16
+workload: {trace: {path: log.csv}}
+slo: {ttft_ms: 1000}
+"""
+FLAGS = ("--columns", "arrival=when:ms", "--between", "0,4500", "--on-empty", "skip")
+LEFT_OUT = "log.csv: 3 of its 21 rows were left out (between: [0, 4500])"
+SAID = (
+    "log.csv: columns by their usual names: prompt is prompt_tokens, output is completion_tokens (others: --columns, "
+    "columns:)",
+    "log.csv: only text is simulated: num_images would add to the prompts",
+    LEFT_OUT,
+    "log.csv: columns not used: num_images, total_tokens",
+    "log.csv: 1 row without output tokens was left out (on_empty: skip)",
+)
+COMMANDS: dict[str, tuple[str, ...]] = {
+    "run": ("run", "s.yaml", *FLAGS),
+    "compare": ("compare", "s.yaml", "--policy", "vllm", "--policy", "fixed", *FLAGS),
+    "compare, seeds": ("compare", "s.yaml", "--policy", "vllm", "--policy", "fixed", "--replications", "2", *FLAGS),
+    "compare, rates": ("compare", "s.yaml", "--rate", "1,2", *FLAGS),
+    "sweep": ("sweep", "s.yaml", "--over", "engine.max_num_seqs=4,8", *FLAGS),
+    "tune": ("tune", "s.yaml", "--trials", "2", "--confirm", "0", *FLAGS),
+    "capacity": ("tune", "s.yaml", "--capacity", "--replications", "2", *FLAGS),
+    "rank": ("rank", "s.yaml", "--policy", "vllm", "--policy", "fixed", *FLAGS),
+    "plan": ("plan", "s.yaml", "--gpus", "h100", "--tp", "1", "--no-bands", *FLAGS),
+}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"{250 * i},{100 + i},{0 if i == 3 else 5},2,{105 + i}\n" for i in range(21))
+    lines = f"when,prompt_tokens,completion_tokens,num_images,total_tokens\n{rows}"
+    Path("log.csv").write_text(lines)
+    Path("s.yaml").write_text(SCENARIO)
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
+def test_the_same_sentences_everywhere(command: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = () if command[0] == "run" else ("--jobs", "1")
+    assert run(*command, *jobs, "-o", "out") == 0
+    shown = one_line(capsys.readouterr().out)
+    for sentence in SAID:
+        assert shown.count(f"NOTE: {sentence}") == 1
+    if command[0] == "run":
+        ours: dict[str, Any] = json.loads(Path("out/summary.json").read_text())["simbatch"]
+        assert ours["unread"] == [*SAID]
+        assert set(SAID) <= set(ours["warnings"])
+
+
+@pytest.mark.usefixtures("here")
+def test_init_writes_how_the_trace_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    line = "vllm serve meta-llama/Llama-3.1-8B-Instruct"
+    assert run("init", line, "--gpu", "h100", "--trace", "log.csv", *FLAGS, "-o", "made.yaml") == 0
+    capsys.readouterr()
+    assert run("run", "made.yaml", "-o", "out") == 0
+    assert f"NOTE: {LEFT_OUT}" in one_line(capsys.readouterr().out)
+
+
+@pytest.mark.usefixtures("here")
+def test_recommend_takes_the_lengths_of_a_trace() -> None:
+    profile = load_profile("h100-llama-3.1-8b-bf16", folder=Path())
+    columns = {"arrival": {"name": "when", "unit": "ms"}}
+    traced = {"path": str(Path("log.csv").absolute()), "columns": columns, "between": [0, 4500], "on_empty": "skip"}
+    scenario = scenario_of(USE_CASES["interactive"], profile, profile.name, {"ttft_ms": 1000}, 0, traced=traced)
+    assert scenario.engine.max_model_len == 117 + 5  # the longest of each, of the rows that are read
+    result = simulate(scenario.override({"workload.num_prompts": 50}))
+    assert {100, 110, 117} < set(result.requests["num_prompt_tokens"])
+    assert result.summary["simbatch"]["unread"] == [*SAID]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("command", ["init", "recommend"])
+def test_how_a_trace_is_read_needs_one(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = ("vllm serve meta-llama/Llama-3.1-8B-Instruct", "--gpu", "h100", "-o", "made.yaml")
+    words = line if command == "init" else ("--use-case", "batch", "--profile", "h100-llama-3.1-8b-bf16")
+    assert run(command, *words, "--between", "0,1") == 2
+    assert "--between: there is no trace to read; add --trace FILE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "warning"),
+    [("08", "num_decode_tokens"), ("16", "Host and front end are assumed, not measured on this server")],
+)
+def test_08_lengths_alone_run_and_16_an_assumed_host_is_said(
+    number: str, warning: str, tmp_path: Path, capsys: Any
+) -> None:
+    done = run_command(capsys, "run", shared(f"cases/public/{number}-*") / "scenario.yaml", "-o", tmp_path, "--json")
+    assert warning in " ".join(json.loads(done.out)["simbatch"]["warnings"])
 
 
 ROWS = 160_000

@@ -7,24 +7,28 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import reduce
 from operator import getitem
 from pathlib import Path
 from typing import Any
 
 from simbatch.sim.errors import Problem, UserError, shorten
-from simbatch.sim.files import user_path
-from simbatch.sim.scenario.reading.document import (
+from simbatch.sim.files import read_at_most, user_path
+from simbatch.sim.scenario.document import (
     MAX_DEPTH,
     MAY_BE_INFINITE,
     Key,
     KeyPath,
     Places,
+    YamlDocument,
     dotted,
+    line_and_column,
     parse_document,
+    parse_plain,
 )
-from simbatch.sim.scenario.reading.syntax import parse_plain
 
+MAX_BYTES = 1 << 18
 Value = str | int | float | bool | None | list[Any] | dict[Any, Any]
 
 
@@ -222,3 +226,45 @@ def _of_flag(problem: Problem, place: str, text: str) -> Problem:
 
 def _short(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def read_document(path: Path) -> YamlDocument:
+    """Read a YAML file; UserError when it cannot be read or breaks a rule."""
+    return parse_document(_read_text(path), name=str(path))
+
+
+def _read_text(path: Path) -> str:
+    name = str(path)
+    try:
+        content = read_at_most(path, MAX_BYTES)
+    except IsADirectoryError:
+        raise UserError(Problem(name, "is a folder, not a file", mend="name the YAML file in it")) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(Problem(name, f"cannot be read: {reason}", mend=_similar_file(path))) from None
+    if len(content) > MAX_BYTES:
+        mend = "a scenario is short; give a trace by `workload: {trace: {path: ...}}`"
+        raise UserError(Problem(name, f"is larger than {MAX_BYTES} bytes", mend=mend))
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(Problem(f"{name}:1:1", "must be UTF-8 text, and is UTF-16", mend="save it as UTF-8"))
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start].decode("utf-8", "replace")
+        line, column = line_and_column(before, len(before))
+        bad = error.object[error.start : error.start + 1]
+        place = f"{name}:{line}:{column}"
+        raise UserError(Problem(place, "must be UTF-8 text, and a byte here is not", bad, "save it as UTF-8")) from None
+
+
+def _similar_file(path: Path) -> str:
+    try:
+        names = [
+            other.name
+            for other in path.parent.iterdir()
+            if other.suffix in (".yaml", ".yml") and other.name != path.name
+        ]
+    except (OSError, ValueError):
+        return "check the path"
+    near = get_close_matches(path.name, names, n=1)
+    return f"did you mean {path.parent / near[0]}?" if near else "check the path"

@@ -7,24 +7,61 @@ no NaN or infinity, one document with a mapping at its top. Anchors and aliases 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from simbatch.sim.errors import NOTHING, Problem, UserError
-from simbatch.sim.files import read_at_most
-from simbatch.sim.scenario.reading.syntax import parse_plain, syntax_problem
 
+Scalar = str | int | float | bool | None
 Key = str | int
 KeyPath = tuple[Key, ...]
 
-MAX_BYTES = 1 << 18
-MAX_DEPTH = 40
+MAX_DEPTH, MAX_DIGITS = 40, 40
 MAY_BE_INFINITE = "request_rate"  # everything at once, as `vllm bench serve` has it
 MAX_VALUES = 20_000  # after aliases are expanded: a short file can say a lot
+_WORDS: dict[str, Scalar] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_DECIMAL = re.compile(r"[-+]?[0-9]+")
+_OTHER_BASE = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+# What the parser says, what is wrong, what to do: the first that fits.
+_SAYINGS = (
+    ("'\\t' that cannot start", "YAML does not take tabs for indentation", "indent with spaces"),
+    ("'%' that cannot start", "a value cannot start with %", "quote the value"),
+    ("'@' that cannot start", "a value cannot start with @", "quote the value"),
+    ("'`' that cannot start", "a value cannot start with a backtick", "quote the value"),
+    ("could not find expected ':'", "a key needs a colon and a space after it", "write `key: value`"),
+    (
+        "mapping values are not allowed here",
+        "a colon here does not fit the line above",
+        "indent keys of one level alike, put a space after every key's colon, and quote text with `: ` in it",
+    ),
+    ("but got '<stream end>'", "a bracket is opened and never closed", "close it"),
+    ("version 1.* is required", "only YAML 1 is read", "remove the %YAML line"),
+    ("escape", "a backslash in double quotes begins an escape", "put the text in single quotes"),
+    (
+        "expected '<document start>'",
+        "this line does not belong to the lines above",
+        "write `key: value` in every line, keys of one level indented alike",
+    ),
+    ("expected the node content", "a value must stand here", "remove the bracket, or quote it"),
+    ("found unexpected end of stream", "a quote is opened and never closed", "close it"),
+    ("expected ',' or '}'", "an entry of { } must be followed by a comma or }", "check the brackets and commas"),
+    ("expected ',' or ']'", "an entry of [ ] must be followed by a comma or ]", "check the brackets and commas"),
+    (
+        "expected <block end>",
+        "this line does not belong to the block that it stands in",
+        "indent keys of one level alike, and put no keys among the entries of a list",
+    ),
+)
 
 
 class Mark(NamedTuple):
@@ -41,8 +78,7 @@ class Places(NamedTuple):
     value: Mark
 
 
-@dataclass(frozen=True)
-class YamlDocument:
+class YamlDocument(NamedTuple):
     """What a file says (`data`) and where (`places`, by path of keys)."""
 
     name: str
@@ -65,17 +101,12 @@ class _Node:
     issue: _Issue | None = None  # told when its path is known
 
 
-def read_document(path: Path) -> YamlDocument:
-    """Read a YAML file; UserError when it cannot be read or breaks a rule."""
-    return parse_document(_read_text(path), name=str(path))
-
-
 def parse_document(text: str, *, name: str) -> YamlDocument:
     """Take a YAML text apart; `name` stands in the place of its problems."""
     try:
         root = _Builder(name).build(text)
     except yaml.YAMLError as error:
-        raise UserError(syntax_problem(error, text, name)) from None
+        raise UserError(_syntax_problem(error, text, name)) from None
     expander = _Expander(name)
     data = expander.expand(root, ()) if root else None
     if expander.problems:
@@ -88,6 +119,32 @@ def parse_document(text: str, *, name: str) -> YamlDocument:
     return YamlDocument(name, data, expander.places)
 
 
+def _syntax_problem(error: yaml.YAMLError, text: str, name: str) -> Problem:
+    """One problem for one exception of the parser, with the line as the value."""
+    if isinstance(error, yaml.reader.ReaderError):
+        line, column = line_and_column(text, error.position)
+        character = text[error.position : error.position + 1]
+        return Problem(f"{name}:{line}:{column}", "this character is not allowed in YAML", character, "remove it")
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    said = str(getattr(error, "problem", None) or error)
+    rule, mend = next(
+        ((rule, mend) for part, rule, mend in _SAYINGS if part in said), (f"not valid YAML: {said}", "check this line")
+    )
+    if "expected ':'" in said or "never closed" in rule:  # PyYAML points behind the line that lacks the colon
+        mark = getattr(error, "context_mark", None) or mark
+    if mark is None:
+        return Problem(name, rule, mend=mend)
+    lines = text.splitlines()
+    value = lines[mark.line].rstrip() if mark.line < len(lines) else NOTHING
+    return Problem(f"{name}:{mark.line + 1}:{mark.column + 1}", rule, value, mend)
+
+
+def line_and_column(text: str, position: int) -> tuple[int, int]:
+    """Of a character, from 1."""
+    before = text[:position]
+    return before.count("\n") + 1, len(before) - before.rfind("\n")
+
+
 def dotted(path: KeyPath) -> str:
     """`("workload", "phases", 0)` as a person writes it: `workload.phases[0]`."""
     text = ""
@@ -96,51 +153,33 @@ def dotted(path: KeyPath) -> str:
     return text
 
 
-def _read_text(path: Path) -> str:
-    name = str(path)
-    try:
-        content = read_at_most(path, MAX_BYTES)
-    except IsADirectoryError:
-        raise UserError(Problem(name, "is a folder, not a file", mend="name the YAML file in it")) from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UserError(Problem(name, f"cannot be read: {reason}", mend=_similar_file(path))) from None
-    if len(content) > MAX_BYTES:
-        mend = "a scenario is short; give a trace by `workload: {trace: {path: ...}}`"
-        raise UserError(Problem(name, f"is larger than {MAX_BYTES} bytes", mend=mend))
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise UserError(Problem(f"{name}:1:1", "must be UTF-8 text, and is UTF-16", mend="save it as UTF-8"))
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        before = error.object[: error.start].decode("utf-8", "replace")
-        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
-        bad = error.object[error.start : error.start + 1]
-        place = f"{name}:{line}:{column}"
-        raise UserError(Problem(place, "must be UTF-8 text, and a byte here is not", bad, "save it as UTF-8")) from None
+def parse_plain(text: str) -> Scalar:
+    """The value of an unquoted scalar.
 
-
-def _similar_file(path: Path) -> str:
-    import difflib
-
-    try:
-        names = [
-            other.name
-            for other in path.parent.iterdir()
-            if other.suffix in (".yaml", ".yml") and other.name != path.name
-        ]
-    except (OSError, ValueError):
-        return "check the path"
-    near = difflib.get_close_matches(path.name, names, n=1)
-    return f"did you mean {path.parent / near[0]}?" if near else "check the path"
+    `.inf` is a request rate of vLLM's; whoever asks refuses it elsewhere. Raises ValueError, with the rule that it
+    breaks, for NaN, other infinities and numbers too large for anything here.
+    """
+    if text in _WORDS:
+        return _WORDS[text]
+    if _DECIMAL.fullmatch(text):
+        if len(text) > MAX_DIGITS:
+            raise ValueError(f"a whole number has at most {MAX_DIGITS} digits")
+        return int(text)
+    if _OTHER_BASE.fullmatch(text) and len(text) <= MAX_DIGITS:
+        return int(text, 0)
+    if text.removeprefix("+") in (".inf", ".Inf", ".INF"):
+        return math.inf
+    number = float(text) if _FLOAT.fullmatch(text) else 0.0
+    if _NOT_FINITE.fullmatch(text) or not math.isfinite(number):
+        raise ValueError("a number must be finite")
+    return number if _FLOAT.fullmatch(text) else text
 
 
 class _Builder:
     """Events to nodes."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
-        self.anchors: dict[str, _Node] = {}
+        self.name, self.anchors = name, dict[str, _Node]()
 
     def build(self, text: str) -> _Node | None:
         root: _Node | None = None
@@ -150,7 +189,10 @@ class _Builder:
                 mend = "remove the `---` and what follows"
                 raise UserError(Problem(_place(self.name, _mark(event)), "a file holds one document", mend=mend))
             if isinstance(event, yaml.CollectionEndEvent):
-                self._close(parents.pop())
+                closed = parents.pop()
+                closed.open = False
+                if closed.is_mapping:
+                    closed.value = list(zip(closed.value[::2], closed.value[1::2], strict=True))
             if not isinstance(event, (yaml.ScalarEvent, yaml.AliasEvent, yaml.CollectionStartEvent)):
                 continue
             node = self._node(event)
@@ -175,8 +217,10 @@ class _Builder:
             self.anchors[event.anchor] = node
         # `!` alone says "not plain" and changes nothing; every other tag asks for a type
         if event.tag is not None and event.tag != "!":
-            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
-            mend = "remove the tag; the form of a value tells its type"
+            tag, mend = (
+                event.tag.replace("tag:yaml.org,2002:", "!!"),
+                "remove the tag; the form of a value tells its type",
+            )
             node.issue = _Issue("YAML tags are not allowed", tag, mend)
         return node
 
@@ -185,13 +229,9 @@ class _Builder:
         if target is not None and not target.open:
             return _Node(_mark(event), target.value, target.is_mapping, issue=target.issue)
         rule = "an alias cannot stand inside its anchor" if target else "an alias needs an anchor of its name before it"
-        issue = _Issue(rule, f"*{event.anchor}", "quote it if the * is part of the value")
-        return _Node(_mark(event), None, issue=issue)
-
-    def _close(self, node: _Node) -> None:
-        node.open = False
-        if node.is_mapping:
-            node.value = list(zip(node.value[::2], node.value[1::2], strict=True))
+        return _Node(
+            _mark(event), None, issue=_Issue(rule, f"*{event.anchor}", "quote it if the * is part of the value")
+        )
 
 
 def _scalar(event: yaml.ScalarEvent) -> _Node:
@@ -228,8 +268,8 @@ class _Expander:
         if node.issue:
             self.problems.append(Problem(_place(self.name, node.mark, path), *node.issue))
         if node.value == math.inf and path[-1:] != (MAY_BE_INFINITE,):
-            issue = _Issue("a number must be finite", ".inf", "write a finite number")
-            self.problems.append(Problem(_place(self.name, node.mark, path), *issue))
+            place, rule = _place(self.name, node.mark, path), "a number must be finite"
+            self.problems.append(Problem(place, rule, ".inf", "write a finite number"))
         if node.is_mapping:
             return {key: self._child(child, (*path, key), mark) for key, mark, child in self._keys(node, path)}
         if isinstance(node.value, list):
@@ -243,8 +283,7 @@ class _Expander:
     def _keys(self, node: _Node, path: KeyPath) -> Iterator[tuple[Key, Mark, _Node]]:
         seen: dict[Key, Mark] = {}
         for key_node, child in node.value:
-            key, mark = key_node.value, key_node.mark
-            issue = key_node.issue
+            key, mark, issue = key_node.value, key_node.mark, key_node.issue
             if isinstance(key, (bool, float, list)) or key is None:
                 shown = NOTHING if isinstance(key, list) else key
                 issue = issue or _Issue("a key must be a name", shown, "quote it if it is meant as text")

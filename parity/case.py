@@ -1,4 +1,4 @@
-"""Who sends a recorded case's requests to an engine: each at its time or step, or turns when others have ended."""
+"""A recorded case as an engine takes it: settings, host, and requests at their times or steps, or after others."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from simbatch.sim.cost.host import HostTimes, LaunchTimes
 from simbatch.sim.engine.door import Inbox
 from simbatch.sim.engine.members import prefix_keys
 from simbatch.sim.engine.recorder import Recorder
+from simbatch.sim.engine.resources import Host
 from simbatch.sim.engine.sessions import traffic_of
 from simbatch.sim.engine.traffic import FAR
-from simbatch.sim.scheduler.config import EngineConfig
+from simbatch.sim.scheduler.config import EngineConfig, changes_in, default_of, lacks
 from simbatch.sim.scheduler.names import as_ranges
 from simbatch.sim.scheduler.request import Request
 from simbatch.sim.workload.chunk import RequestChunk
@@ -20,6 +22,41 @@ from simbatch.sim.workload.turns import NO_ROW, Turns, turns_of
 
 PS_PER_NS = 1000
 Line = dict[str, Any]
+
+
+def engine_config(case: dict[str, Any]) -> EngineConfig:
+    """The case's settings under its version of vLLM; `policy` is the recordings' word for `scheduling_policy`.
+
+    Settings that the version lacks are left out, as the oracle does. `planted` are changes that are switched, to see
+    whether anybody notices.
+    """
+    version = str(case.get("vllm_version", "0.32"))
+    changes = changes_in(version) ^ set(case.get("planted", ()))
+    settings = {key: value for key, value in case["config"].items() if not lacks(key, changes)}
+    settings.setdefault("scheduler_reserve_full_isl", default_of("scheduler_reserve_full_isl", changes))
+    settings["scheduling_policy"] = settings.pop("policy", "fcfs")
+    settings.setdefault("enable_prefix_caching", False)
+    return EngineConfig(**settings, vllm_version=version, changes=changes)
+
+
+def host_of(timing: dict[str, Any]) -> Host:
+    """A timing recording's host: `small_tokens` stands for the graph's size, and decodes are always of kind graph."""
+    ps = {name: value * PS_PER_NS for name, value in timing["host"].items() if name != "small_tokens"}
+    of_tokens = ps["per_seq"], ps["per_prefill"], ps["per_token"]
+    times = HostTimes(
+        graph=LaunchTimes(ps["decode"], ps["per_seq"]),
+        piecewise=LaunchTimes(ps["small"], *of_tokens),
+        none=LaunchTimes(ps["large"], *of_tokens),
+        update_base_ps=timing["update"]["base"] * PS_PER_NS,
+        update_per_seq_ps=timing["update"]["per_seq"] * PS_PER_NS,
+        admit_base_ps=timing["admit"]["base"] * PS_PER_NS,
+        admit_per_prompt_token_ps=timing["admit"]["per_prompt_token"] * PS_PER_NS,
+        lag_ps=timing["lag"] * PS_PER_NS,
+        tail_ps=timing["tail"] * PS_PER_NS,
+    )
+    host = Host(times, timing["host"]["small_tokens"])
+    host.max_graph_requests = 1 << 60
+    return host
 
 
 class ContentKeys:
@@ -76,8 +113,8 @@ class CaseTraffic:
 
     def __init__(self, case: dict[str, Any], config: EngineConfig, step_number: Callable[[], int]) -> None:
         self.by_step = any("arrival_step" in r for r in case["requests"])
-        self._when = "arrival_step" if self.by_step else "arrival_ns"
-        self._pending = sorted(case["requests"], key=lambda r: r[self._when])  # stable
+        self.when = "arrival_step" if self.by_step else "arrival_ns"
+        self._pending = sorted(case["requests"], key=lambda r: r[self.when])  # stable
         self._keys = ContentKeys(case, config.block_size) if config.enable_prefix_caching else None
         self._max_model_len = config.max_model_len
         self._step_number = step_number
@@ -90,7 +127,7 @@ class CaseTraffic:
             return FAR
         if self.by_step:
             return 0 if self.next_step <= self._step_number() else FAR - 1
-        return int(self._pending[0][self._when]) * PS_PER_NS
+        return int(self._pending[0][self.when]) * PS_PER_NS
 
     @property
     def inbox(self) -> Inbox:
@@ -100,24 +137,16 @@ class CaseTraffic:
     def left(self, request: Request, at_ps: int) -> None:
         """Nobody waits for it."""
 
-    def known_ns(self, case_request: Line) -> int:
-        """When the case says that a request is sent, which may be a step."""
-        return int(case_request[self._when])
-
-    def sent_ns(self) -> Iterator[tuple[str, int]]:
-        """Nobody whose time of sending the case does not say."""
-        yield from ()
-
     @property
     def next_step(self) -> int | None:
         """The step before which the next request arrives."""
-        return int(self._pending[0][self._when]) if self._pending else None
+        return int(self._pending[0][self.when]) if self._pending else None
 
     def take(self, now_ps: int, add: Callable[[Request, int], int]) -> int:
         """Hand over whoever has arrived."""
         while self.next_ps <= now_ps:
             case_request = self._pending.pop(0)
-            arrival = case_request.get("arrival_time", case_request[self._when])
+            arrival = case_request.get("arrival_time", case_request[self.when])
             request = Request(
                 self._num_taken,
                 case_request["id"],
@@ -138,12 +167,12 @@ class CaseTraffic:
 class CaseTurns:
     """The case's sessions by the engine's own client; of tokens it knows how many there are."""
 
-    by_step = False
+    by_step, when = False, "arrival_ns"
 
     def __init__(self, case: dict[str, Any], config: EngineConfig, recorder: Recorder) -> None:
-        self._source, self._recorder = source_of(case), recorder
-        keys = prefix_keys([config], self._source)
-        self._traffic = traffic_of(self._source, recorder, config.max_model_len, keys, None)
+        source = source_of(case)
+        keys = prefix_keys([config], source)
+        self._traffic = traffic_of(source, recorder, config.max_model_len, keys, None)
         self.left = self._traffic.left
 
     @property
@@ -155,14 +184,6 @@ class CaseTurns:
     def next_step(self) -> int | None:
         """None where nobody will be sent before somebody else has ended."""
         return None if self._traffic.next_ps >= FAR else 0
-
-    def known_ns(self, case_request: Line) -> None:
-        """Nothing: it is sent when others have ended, if it is."""
-
-    def sent_ns(self) -> Iterator[tuple[str, int]]:
-        """When each turn was sent."""
-        for row, arrival_ps in zip(self._recorder.row or (), self._recorder.arrival_ps, strict=True):
-            yield self._source.requests[row]["id"], arrival_ps // PS_PER_NS
 
 
 @dataclass(frozen=True)
