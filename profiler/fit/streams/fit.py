@@ -17,7 +17,7 @@ import numpy as np
 from simbatch.profiler.fit.facts import Priors
 from simbatch.profiler.fit.streams.episodes import SLOPE_HELD_S, Decode, EpisodesProblem, FittedEpisodes
 from simbatch.profiler.fit.streams.runs import Means, StreamRun, chunk_of, real_means, simulated
-from simbatch.profiler.fit.streams.steps import Price, StepColumns, cells_of, context_price, fit_decodes
+from simbatch.profiler.fit.streams.steps import Price, StepColumns, cells_of, fit_decodes, price_of
 from simbatch.profiler.fit.streams.way_in import WayIn, fit_way_in
 from simbatch.profiler.records import noise_quantiles
 from simbatch.sim.cost.provenance import HARDLY_TOLD
@@ -243,7 +243,7 @@ def fit_steps(runs: Sequence[StepColumns], shape: Priors) -> FittedSteps:
         raise UserError(Problem("FILES", rule, mend="give a result with more requests or longer outputs"))
     token_s = FIRST_TOKEN_S
     for _ in range(2):  # a context's prior hangs on a prefill token's time, and that on the decodes beside it
-        price = context_price(runs, shape.context * token_s)
+        price = price_of(runs, shape.context * token_s)
         decode = Decode(*fit_decodes(runs, cells, price))
         priors = shape.priors(float(decode.time_s[0]))
         problem = EpisodesProblem(runs, decode, priors)

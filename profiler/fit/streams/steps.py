@@ -203,7 +203,7 @@ class Price(NamedTuple):
     is_told: bool  # the traffic says more than the prior
 
 
-def context_price(runs: Sequence[StepColumns], prior_s: float) -> Price:
+def price_of(runs: Sequence[StepColumns], prior_s: float) -> Price:
     """The price that growing contexts tell, and the prior, weighed by their errors."""
     rows = [part for run in runs for part in _growing(run)]
     prior = Price(prior_s, PRIOR_SD * prior_s, is_told=False)
