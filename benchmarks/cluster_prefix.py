@@ -7,18 +7,15 @@ whose hits are the same.
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
-
-from scipy.stats import t as student
 
 from benchmarks import parser_of
 from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.search import run_resolved
+from simbatch.sim.statistics import mean_interval
 from simbatch.sim.workload import open_workload
 
 TRACE = Path(__file__).parents[2] / "shared" / "traces" / "mooncake" / "conversation_trace.jsonl"
@@ -137,8 +134,8 @@ def interval(values: list[float]) -> str:
     """Mean and half width of the 95 % t interval."""
     if len(values) < 2:
         return f"{values[0]:.2f}"
-    half = student.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
-    return f"{fmean(values):.2f} ± {half:.2f}"
+    known = mean_interval(values)
+    return f"{known.estimate:.2f} ± {known.half_width:.2f}"
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import parser_of, run_one_of
-from benchmarks.engine_speed import AZURE, HOST, Repeated, azure_scenario, device_alone
+from benchmarks.engine_speed import AZURE, HOST, Repeated, azure_scenario, device_alone, played
 from simbatch.policies import EngineView, Plan, Policy, RequestView
 from simbatch.policies.priority import Priority
 from simbatch.policies.vllm import VLLM
@@ -141,8 +141,7 @@ def speed() -> None:
         return
     lone, resolved = 0.0, resolved_for(options.azure, 1, is_timed=options.host)
     for _ in range(options.repeat):
-        source = open_workload(resolved.scenario.workload, seed=0, folder=Path())
-        record = engine.run(resolved.engine, resolved.cost_model(), copy.deepcopy(resolved.policy), source)
+        record = played(resolved)
         lone = max(lone, len(record.requests) / record.event_loop_cpu_s)
     print("| replicas | router | requests per CPU second | of one engine's | events |\n|---|---|---|---|---|")
     print(f"| no cluster | - | {lone:,.0f} | 1 | {len(record.segments):,} |")

@@ -14,6 +14,7 @@ and sched-sim (PyPI), installed beside that Python. Both have an event a step an
 
 from __future__ import annotations
 
+import copy
 import json
 import resource
 import subprocess
@@ -29,6 +30,7 @@ import simpy
 from benchmarks import parser_of
 from simbatch.sim import engine, is_compiled
 from simbatch.sim.clock import PS_PER_S
+from simbatch.sim.engine.record import RunRecord
 from simbatch.sim.plugins.policy import POLICIES
 from simbatch.sim.scenario import Scenario, resolve
 from simbatch.sim.scenario.resolved import Resolved
@@ -124,6 +126,14 @@ def device_alone(resolved: Resolved) -> Resolved:
     return replace(resolved, engine=replace(resolved.engine, host=None, front_end=None))
 
 
+def played(resolved: Resolved, rounds: int = 1) -> RunRecord:
+    """One engine's run of the workload, so many times over."""
+    source: Any = open_workload(resolved.scenario.workload, seed=0, folder=Path())
+    if rounds > 1:
+        source = Repeated(source, rounds, max(chunk.arrival_ps[-1] for chunk in source.chunks()))
+    return engine.run(resolved.engine, resolved.cost_model(), copy.deepcopy(resolved.policy), source)
+
+
 def measure(
     name: str, scenario: Scenario, policy: str, repeat: int, rounds: int = 1, *, is_timed: bool = False
 ) -> None:
@@ -132,12 +142,8 @@ def measure(
     resolved = resolve(scenario, policy)
     resolved = resolved if is_timed else device_alone(resolved)
     for _ in range(repeat):
-        source: Any = open_workload(resolved.scenario.workload, seed=0, folder=Path())
-        if rounds > 1:
-            span_ps = max(chunk.arrival_ps[-1] for chunk in source.chunks())
-            source = Repeated(source, rounds, span_ps)
         calibration = timeouts_per_cpu_s()
-        record = engine.run(resolved.engine, resolved.cost_model(), resolved.policy, source)
+        record = played(resolved, rounds)
         rate = len(record.requests) / record.event_loop_cpu_s
         if rate > best:
             best, ratio = rate, rate / calibration
@@ -155,9 +161,7 @@ PLANNED_SHARE = 20
 
 def cpu_s(resolved: Resolved) -> tuple[float, int, int]:
     """CPU seconds of the event loop, events and steps."""
-    source = open_workload(resolved.scenario.workload, seed=0, folder=Path())
-    resolved = device_alone(resolved)
-    record = engine.run(resolved.engine, resolved.cost_model(), resolved.policy, source)
+    record = played(device_alone(resolved))
     return record.event_loop_cpu_s, len(record.segments), record.num_steps
 
 

@@ -282,15 +282,14 @@ def recorder() -> None:
     """Print a line a profile, and the quantiles."""
     parser = parser_of(__doc__)
     parser.add_argument("--number", type=int, default=10, help="random profiles")
-    parser.add_argument("--reports", action="store_true", help="what each fit says")
     options = parser.parse_args()
     for has_device in (True, False):
 
         def back(seed: int, has_device: bool = has_device) -> tuple[str, Iterator[tuple[str, float]]]:
             given, found = recorder_back(seed, has_device=has_device)
-            gaps, told = found.sections.fit.gaps, f"{found.text()}\n" if options.reports else ""
+            gaps, told = found.sections.fit.gaps, ""
             if gaps is not None:
-                told += f"gaps {gaps.error_ms:.2f} of {gaps.mean_ms:.2f} ms, total {gaps.total:+.1%}; "
+                told = f"gaps {gaps.error_ms:.2f} of {gaps.mean_ms:.2f} ms, total {gaps.total:+.1%}; "
             return told, recorder_differences(given, found)
 
         _print_all(f"part ({'' if has_device else 'no '}device times)", range(options.number), back)

@@ -26,116 +26,13 @@ SOURCE = (
     "figures of the models' own config.json, as collected by aiconfigurator-core 0.12 (github.com/ai-dynamo/"
     "aiconfigurator, Apache-2.0) or published by their makers; shapes are facts, each model has a licence of its own"
 )
-KEPT = [
-    "architectures", "model_type", "torch_dtype", "dtype", "tie_word_embeddings", "num_hidden_layers",
-    "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim", "vocab_size",
-    "max_position_embeddings", "attention_bias", "mlp_bias", "layer_types", "sliding_window",
-    "use_sliding_window", "sliding_window_pattern", "attention_chunk_size", "no_rope_layers", "num_experts",
-    "num_local_experts", "n_routed_experts", "num_experts_per_tok", "top_k_experts", "experts_per_token",
-    "moe_intermediate_size", "expert_intermediate_size", "shared_expert_intermediate_size",
-    "moe_shared_expert_intermediate_size", "n_shared_experts", "num_shared_experts", "first_k_dense_replace",
-    "mlp_layer_types", "mlp_only_layers", "decoder_sparse_step", "interleave_moe_layer_step",
-    "intermediate_size_mlp", "topk_method", "use_routing_bias", "use_qk_norm", "kv_lora_rank", "q_lora_rank",
-    "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "index_topk", "index_n_heads", "index_head_dim",
-    "index_topk_freq", "index_skip_topk_offset", "linear_num_key_heads", "linear_num_value_heads",
-    "linear_key_head_dim", "linear_value_head_dim", "linear_conv_kernel_dim", "full_attention_interval",
-    "mamba_ssm_dtype", "attn_output_gate", "hybrid_override_pattern", "layers_block_type", "mamba_num_heads",
-    "mamba_head_dim", "n_groups", "ssm_state_size", "conv_kernel", "use_conv_bias", "mamba_ssm_cache_dtype",
-    "moe_num_experts", "moe_k", "moe_num_shared_experts", "moe_layer_start_index", "use_bias", "conv_L_cache",
-    "conv_bias", "conv_dim", "block_ff_dim", "block_auto_adjust_ff_dim", "block_ffn_dim_multiplier",
-    "block_multiple_of", "attention_head_dim", "moe_latent_size", "global_head_dim",
-    "num_global_key_value_heads", "num_kv_shared_layers", "use_double_wide_mlp", "partial_rotary_factor",
-    "hidden_act",
-]  # fmt: skip
 BLOCK = ("no_op", "n_heads_in_group", "ffn_mult")
-VISION = [
-    "depth",
-    "num_hidden_layers",
-    "vt_num_hidden_layers",
-    "embed_dim",
-    "hidden_size",
-    "vt_hidden_size",
-    "intermediate_size",
-    "vt_intermediate_size",
-    "patch_size",
-    "temporal_patch_size",
-    "spatial_merge_size",
-    "deepstack_visual_indexes",
-]
-QUANTISATION = [
-    "quant_method",
-    "quant_algo",
-    "bits",
-    "group_size",
-    "desc_act",
-    "sym",
-    "zero_point",
-    "weight_block_size",
-    "activation_scheme",
-    "load_in_4bit",
-    "load_in_8bit",
-    "kv_cache_scheme",
-    "kv_cache_quant_algo",
-    "format",
-]
 LISTS = ("ignore", "exclude_modules", "modules_to_not_convert", "ignored_layers")
-NAMES = {  # folders of ../shared/models whose configs have no name in them
-    "llama-3.1-8b-instruct": "meta-llama/Llama-3.1-8B-Instruct",
-    "llama-3.1-70b-instruct": "meta-llama/Llama-3.1-70B-Instruct",
-    "llama-2-7b-hf": "meta-llama/Llama-2-7b-hf",
-    "mistral-nemo-instruct-2407": "mistralai/Mistral-Nemo-Instruct-2407",
-    "codellama-34b-instruct-hf": "codellama/CodeLlama-34b-Instruct-hf",
-    "yi-34b": "01-ai/Yi-34B",
-    "qwen2.5-7b-instruct": "Qwen/Qwen2.5-7B-Instruct",
-    "qwen3-14b": "Qwen/Qwen3-14B",
-    "more/qwen2.5-0.5b": "Qwen/Qwen2.5-0.5B",
-    "more/qwen2.5-1.5b": "Qwen/Qwen2.5-1.5B",
-    "more/qwen2.5-3b": "Qwen/Qwen2.5-3B",
-    "more/qwen2.5-14b": "Qwen/Qwen2.5-14B",
-    "more/qwen2.5-32b": "Qwen/Qwen2.5-32B",
-    "more/qwen2.5-72b": "Qwen/Qwen2.5-72B",
-    "more/qwen3-4b": "Qwen/Qwen3-4B",
-    "more/r1-distill-qwen-14b": "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B",
-    "more/llama-3-8b": "meta-llama/Meta-Llama-3-8B",
-    "more/llama-2-13b": "meta-llama/Llama-2-13b-hf",
-    "more/llama-2-70b": "meta-llama/Llama-2-70b-hf",
-    "more/mistral-7b-v0.3": "mistralai/Mistral-7B-v0.3",
-    "more/mistral-7b-v0.1": "mistralai/Mistral-7B-v0.1",
-    "more/phi-4": "microsoft/phi-4",
-    "more/seed-oss-36b": "ByteDance-Seed/Seed-OSS-36B-Instruct",
-    "more/gemma-2-9b": "google/gemma-2-9b",
-    "more/gemma-3-27b": "google/gemma-3-27b-it",
-    "more/ministral-3-14b": "mistralai/Ministral-3-14B-Instruct-2512",
-    "more/granite-3.3-2b": "ibm-granite/granite-3.3-2b-instruct",
-    "more/solar-10.7b": "upstage/SOLAR-10.7B-v1.0",
-}
 BY_HAND = Path(__file__).parent / "published_by_hand.json"  # not read from files; their counts of parameters are tested
-LONG = {"max_position_embeddings": 262_144}
-SAME_SHAPE = {  # published under more than one name
-    "Qwen/Qwen2.5-Coder-7B-Instruct": ("Qwen/Qwen2.5-7B-Instruct", {}),
-    "Qwen/Qwen2.5-Coder-32B-Instruct": ("Qwen/Qwen2.5-32B", {"max_position_embeddings": 32_768}),
-    "mistralai/Mistral-7B-Instruct-v0.2": ("mistralai/Mistral-7B-v0.1", {"sliding_window": None}),
-    "Qwen/Qwen3-4B-Instruct-2507": ("Qwen/Qwen3-4B", LONG),
-    "Qwen/Qwen3-30B-A3B-Instruct-2507": ("Qwen/Qwen3-30B-A3B", LONG),
-    "Qwen/Qwen3-Coder-30B-A3B-Instruct": ("Qwen/Qwen3-30B-A3B", LONG),
-    "Qwen/Qwen3-235B-A22B-Instruct-2507": ("Qwen/Qwen3-235B-A22B", LONG),
-    "Qwen/Qwen3.6-27B": ("nvidia/Qwen3.6-27B-NVFP4", {"quantization_config": None}),
-    "Qwen/Qwen3.6-35B-A3B": ("nvidia/Qwen3.6-35B-A3B-NVFP4", {"quantization_config": None}),
-    "google/gemma-4-31B-it": ("nvidia/Gemma-4-31B-IT-NVFP4", {"quantization_config": None}),
-    "mistralai/Devstral-Small-2507": (
-        "mistralai/Mistral-Small-24B-Instruct-2501",
-        {"max_position_embeddings": 131_072},
-    ),
-    "zai-org/GLM-4.6": ("zai-org/GLM-4.5", {"max_position_embeddings": 202_752}),
-    "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B": ("Qwen/Qwen2.5-7B-Instruct", {"max_position_embeddings": 131_072}),
-    "deepseek-ai/DeepSeek-R1-Distill-Qwen-32B": ("Qwen/Qwen2.5-32B", {"max_position_embeddings": 131_072}),
-    "deepseek-ai/DeepSeek-R1-Distill-Llama-8B": ("meta-llama/Llama-3.1-8B-Instruct", {}),
-    "deepseek-ai/DeepSeek-R1-Distill-Llama-70B": ("meta-llama/Llama-3.1-70B-Instruct", {}),
-    "meta-llama/Llama-3.3-70B-Instruct": ("meta-llama/Llama-3.1-70B-Instruct", {}),
-    "deepseek-ai/DeepSeek-V3-0324": ("deepseek-ai/DeepSeek-V3", {}),
-    "deepseek-ai/DeepSeek-V3.1": ("deepseek-ai/DeepSeek-V3", {}),
-    "Qwen/QwQ-32B": ("Qwen/Qwen2.5-32B", {"max_position_embeddings": 40_960}),
-}
+# By key: what is kept of a config, of a vision tower, and of what a checkpoint says of its quantisation; `folders` of
+# ../shared/models whose configs have no name in them; `same_shape`: published under more than one name, of the base and
+# with keys of its own.
+SOURCES = json.loads(Path(__file__).with_name("published_sources.json").read_text(encoding="utf-8"))
 
 
 def main() -> None:
@@ -157,7 +54,7 @@ def main() -> None:
 
 def collected(folder: Path, shared: Path) -> dict[str, dict[str, Any]]:
     """All that can be planned, trimmed, by name; what plans differently when trimmed is left out, with a word."""
-    whole = {name: json.loads((shared / path / "config.json").read_text()) for path, name in NAMES.items()}
+    whole = {name: json.loads((shared / path / "config.json").read_text()) for path, name in SOURCES["folders"].items()}
     whole |= json.loads(BY_HAND.read_text())
     for file in sorted(folder.glob("*_config.json")):
         if file.name.endswith("_hf_quant_config.json"):
@@ -166,7 +63,7 @@ def collected(folder: Path, shared: Path) -> dict[str, dict[str, Any]]:
         if "quantization_config" not in content and beside.exists():
             content["quantization_config"] = json.loads(beside.read_text()).get("quantization")
         whole[file.name.removesuffix("_config.json").replace("--", "/")] = content
-    for name, (base, own) in SAME_SHAPE.items():
+    for name, (base, own) in SOURCES["same_shape"].items():
         whole[name] = {**whole[base], **own}
     found = {}
     for name, content in whole.items():
@@ -189,7 +86,7 @@ def _bytes(config: ModelConfig) -> int:
 
 def trimmed(content: dict[str, Any], shorten: Callable[[Iterable[str]], list[str]]) -> dict[str, Any]:
     """Only what shapes and storage hang on; `shorten` puts names of modules together."""
-    found = {key: content[key] for key in KEPT if content.get(key) is not None}
+    found = {key: content[key] for key in SOURCES["kept"] if content.get(key) is not None}
     if content.get("block_configs"):  # DeciLM's layers
         blocks = ({part: block[part] for part in ("attention", "ffn")} for block in content["block_configs"])
         found["block_configs"] = [
@@ -200,14 +97,14 @@ def trimmed(content: dict[str, Any], shorten: Callable[[Iterable[str]], list[str
         found["text_config"] = trimmed(content["text_config"], shorten)
     if isinstance(content.get("vision_config"), dict):
         vision = content["vision_config"]
-        found["vision_config"] = {key: vision[key] for key in VISION if vision.get(key) is not None}
+        found["vision_config"] = {key: vision[key] for key in SOURCES["vision"] if vision.get(key) is not None}
     if isinstance(content.get("quantization_config"), dict):
         found["quantization_config"] = _quantisation(content["quantization_config"], shorten)
     return found
 
 
 def _quantisation(content: dict[str, Any], shorten: Callable[[Iterable[str]], list[str]]) -> dict[str, Any]:
-    found = {key: content[key] for key in QUANTISATION if content.get(key) is not None}
+    found = {key: content[key] for key in SOURCES["quantisation"] if content.get(key) is not None}
     for key in LISTS:
         if content.get(key):
             found[key] = shorten(content[key])

@@ -25,17 +25,15 @@ from benchmarks.first_look import (
     PROFILE,
     Run,
     parser_of_recorded,
-    real_figures,
     recorded_run,
     require,
-    simulated_run,
 )
-from benchmarks.first_look import figures as figures_of
+from benchmarks.first_look import errors as latency_errors
 from simbatch.profiler.fit.facts import of_profile
 from simbatch.profiler.fit.recorder.host import errors_of, gaps_of
 from simbatch.profiler.fit.recorder.moments import Moments, kinds
-from simbatch.profiler.fit.streams.columns import Lone, StepColumns
 from simbatch.profiler.fit.streams.fit import HELD, Parts, fit_steps, spread_of
+from simbatch.profiler.fit.streams.steps import Lone, StepColumns
 from simbatch.profiler.fit.streams.way_in import WayIn
 from simbatch.profiler.records import Steps, predict_s
 from simbatch.sim.cost.by_name import load_profile
@@ -43,6 +41,7 @@ from simbatch.sim.cost.model import CostModel
 
 REPLAYS = ("heavy", "bursty", "light")
 FITTED = ("heavy", "bursty")
+LATENCIES = ("mean TTFT", "mean TPOT", "mean E2EL", "p99 TTFT")
 LONG, LAUNCH_S = (2500, 3200, 4000, 5000, 8193), 30e-3
 IDLE_S = 5e-3  # between an update and the next schedule(): the engine had nothing to do
 NO_FRONT_END = WayIn(0.0, 0.0, 0.0, 0.0, 0.0, 0)
@@ -208,21 +207,12 @@ def main() -> None:
                 f"{errors.noise_ms:.2f} | {errors.total:+.1%} |",
                 flush=True,
             )
-            tables.append((names, name, _latencies(name, folder, content, options.seeds)))
+            run = Run(name, "", is_replay=True)
+            off = latency_errors(run, recorded_run(run, folder), content, options.seeds)
+            tables.append((names, name, [off[key] for key in LATENCIES]))
     print("\n| fitted on | replay | mean TTFT | mean TPOT | mean E2EL | p99 TTFT |\n|---|---|---|---|---|---|")
     for names, name, errors_ in tables:
         print(f"| {', '.join(names)} | {name} | {' | '.join(f'{error:+.1%}' for error in errors_)} |")
-
-
-def _latencies(name: str, folder: Path, content: dict[str, Any], seeds: int) -> list[float]:
-    from tempfile import TemporaryDirectory
-
-    run = Run(name, "", is_replay=True)
-    recorded = recorded_run(run, folder)
-    real, keys = real_figures(recorded), ("mean TTFT", "mean TPOT", "mean E2EL", "p99 TTFT")
-    with TemporaryDirectory() as temporary:
-        drawn = [figures_of(*simulated_run(run, recorded, Path(temporary), seed, content)) for seed in range(seeds)]
-    return [float(np.mean([each[key] for each in drawn])) / real[key] - 1 for key in keys]
 
 
 if __name__ == "__main__":

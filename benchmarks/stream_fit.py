@@ -2,10 +2,9 @@
 
 The streams lie in ../shared/streams (--streams; other people's, see the README there) and ../shared/gpu/h100-vllm-0.32
 (--recorded), and are no part of the project; exit code 2 where they are not there. Each file's runs are written as the
-client's JSON into a temporary folder, or with --write into FOLDER, and fitted by `simbatch fit`'s own code. Every run
-that was not fitted on is then simulated: in a closed loop as large, with its lengths. The H100's runs that had
-a say are fitted together and with each left out, and simulated as they were sent, c16 with its prefix hits. The tables
-stand in docs/accuracy.md.
+client's JSON into a temporary folder and fitted by `simbatch fit`'s own code. Every run that was not fitted on is then
+simulated: in a closed loop as large, with its lengths. The H100's runs that had a say are fitted together and with each
+left out, and simulated as they were sent, c16 with its prefix hits. The tables stand in docs/accuracy.md.
 """
 
 from __future__ import annotations
@@ -225,21 +224,14 @@ def refusals(streams: Path, folder: Path) -> Iterator[str]:
 
 
 def main() -> None:
-    """Print the tables, or write the client's files."""
+    """Print the tables."""
     parser = parser_of(__doc__)
     parser.add_argument("--streams", type=Path, default=SHARED / "streams", help="the folder of the streams")
     parser.add_argument("--recorded", type=Path, default=SHARED / "gpu" / "h100-vllm-0.32", help="the H100's runs")
-    parser.add_argument("--write", type=Path, metavar="FOLDER", help="write every run as the client's JSON, and end")
     parser.add_argument("--only", default="", help="servers whose names have this")
     parser.add_argument("--bands", action="store_true", help="whether their bands hold the other runs' means, instead")
     parser.add_argument("--runs", action="store_true", help="a line for every run too")
     options = parser.parse_args()
-    if options.write is not None:
-        for path in sorted(options.streams.glob("*.json.gz")):
-            folder = options.write / path.name.removesuffix(".json.gz")
-            folder.mkdir(parents=True, exist_ok=True)
-            write_runs(path, folder)
-        return
     if options.bands:
         two_coverage(options.streams, options.only)
         return

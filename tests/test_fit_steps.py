@@ -248,3 +248,12 @@ def test_bands_hold_every_decode_step_once():
     bands = judge_bands(TRUTH.cost_model(), decode, predict_s(TRUTH.cost_model(), decode))
     assert sum(band.num_steps for band in bands.values()) == len(decode)
     assert all(band.mape == 0 for band in bands.values())
+
+
+def test_a_server_of_one_request_at_a_time_is_fitted(tmp_path: Path) -> None:
+    """No step has decodes beside a prefill: the range says so, instead of an error of empty arrays."""
+    given = server(6)
+    found = fit_recorder([write_recorded(tmp_path / "one.jsonl", served(given, 1, 6, 60), given, has_device=True)])
+    measured = found.sections.fit.range
+    assert measured.mixed.num_decodes == measured.mixed.mean_context == (0, 0)
+    assert measured.decode.num_decodes == (1, 1)

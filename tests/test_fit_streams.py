@@ -19,13 +19,12 @@ from benchmarks.stream_fit import SHARED, chosen, errors, write_runs
 from simbatch import Scenario, simulate
 from simbatch.profiler.fit.facts import of_name
 from simbatch.profiler.fit.streams import fit_streams, num_parts
-from simbatch.profiler.fit.streams.columns import Lone, StepColumns, columns_of
-from simbatch.profiler.fit.streams.decodes import Price, cells_of, context_price, fit_decodes
 from simbatch.profiler.fit.streams.episodes import Decode, FittedEpisodes
 from simbatch.profiler.fit.streams.fit import Parts, fit_steps
 from simbatch.profiler.fit.streams.runs import MAX_BYTES, read_results
-from simbatch.profiler.fit.streams.sure import scatter_of
+from simbatch.profiler.fit.streams.steps import Lone, Price, StepColumns, cells_of, columns_of, fit_decodes, price_of
 from simbatch.profiler.fit.streams.way_in import WayIn
+from simbatch.profiler.fit.streams.windows import scatter_of
 from simbatch.sim.cost.by_name import load_profile
 from simbatch.sim.cost.provenance import HARDLY_TOLD
 from simbatch.sim.errors import UserError
@@ -122,8 +121,8 @@ def test_a_context_price_is_what_batches_agree_on() -> None:
         return decodes_alone(np.cumsum(0.01 + price_s * context), np.full(200, n), context)
 
     usual_s, real_s = 1e-8, 3e-8
-    agree = context_price([batch(n, real_s) for n in (4, 8, 32)], usual_s)
-    apart = context_price([batch(4, 5 * real_s), batch(8, -real_s), batch(32, real_s)], usual_s)
+    agree = price_of([batch(n, real_s) for n in (4, 8, 32)], usual_s)
+    apart = price_of([batch(4, 5 * real_s), batch(8, -real_s), batch(32, real_s)], usual_s)
     assert agree.price_s == pytest.approx(real_s, rel=0.01)
     assert agree.is_told
     assert apart.price_s < 0.7 * real_s

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import isnan, nan
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -123,47 +124,28 @@ GRAPH, LAUNCH = 0.3, 0.5  # of a decode's step: launches that nobody sees
 
 
 class Priors(NamedTuple):
-    """What the traffic hardly tells; `EpisodesProblem.launch_s` has the launches' forms."""
+    """What the traffic hardly tells: ratios, and launches in s (`EpisodesProblem.launch_s` has their forms)."""
 
     context: float  # a decode's context over a prefill token
     mixed_context: float  # a decode's context beside prefills over that without
     attention: float  # per q * (2h + q), over a prefill token
-    graph_s: float
-    launch_s: float
+    graph_s: float = nan  # where no host is known
+    launch_s: float = nan
     per_seq: float = 0.0  # what a launch grows by with each running request, over the launch; 0: not known
     max_capture: int = MAX_CAPTURE  # tokens of the largest CUDA graph
 
-
-class ModelShape(NamedTuple):
-    """Ratios, and launches where a host is known, s."""
-
-    context: float
-    mixed_context: float
-    attention: float
-    graph_s: float | None = None
-    launch_s: float | None = None
-    per_seq: float = 0.0
-    max_capture: int = MAX_CAPTURE
-
     def priors(self, decode_s: float) -> Priors:
         """With launches, if these are not known, as parts of the shortest decode."""
-        graph = GRAPH * decode_s if self.graph_s is None else self.graph_s
-        return Priors(
-            self.context,
-            self.mixed_context,
-            self.attention,
-            graph,
-            LAUNCH * decode_s if self.launch_s is None else self.launch_s,
-            self.per_seq,
-            self.max_capture,
-        )
+        if not isnan(self.graph_s):
+            return self
+        return self._replace(graph_s=GRAPH * decode_s, launch_s=LAUNCH * decode_s)
 
 
-def of_name(model: str | None) -> ModelShape:
+def of_name(model: str | None) -> Priors:
     """Of a model by the size in its name."""
     found = SIZE.search((model or "").replace("-", " ").replace("_", " "))
     size = max(1.0, float(found[1])) if found else UNKNOWN_B
-    return ModelShape(
+    return Priors(
         CONTEXT * (size / 8) ** CONTEXT_POWER,
         BESIDE,
         ATTENTION * (size / 8) ** ATTENTION_POWER,
@@ -171,7 +153,7 @@ def of_name(model: str | None) -> ModelShape:
     )
 
 
-def of_profile(profile: Profile) -> ModelShape:
+def of_profile(profile: Profile) -> Priors:
     """Of the nearest profile."""
     own = _launches(profile.host_times()) | {
         "max_capture": profile.capture_size_of_model or profile.default_max_capture_size
@@ -181,13 +163,13 @@ def of_profile(profile: Profile) -> ModelShape:
         token_s = step_time.per_prefill_token_s
         if token_s <= 0:
             return of_name(None)._replace(**own)
-        return ModelShape(step_time.per_context_token_s / token_s, 1.0, 0.0, **own)
+        return Priors(step_time.per_context_token_s / token_s, 1.0, 0.0, **own)
     mixed, decode = step_time.mixed, step_time.decode
     counts, times_s = np.array(mixed.tokens.count), np.array(mixed.tokens.time_s)
     token_s = float((times_s[-1] - times_s[0]) / max(1, counts[-1] - counts[0])) + mixed.per_prefill_context_token_s
     if token_s <= 0 or decode.per_context_token_s <= 0:
         return of_name(None)._replace(**own)
-    return ModelShape(
+    return Priors(
         decode.per_context_token_s / token_s,
         mixed.per_context_token_s / decode.per_context_token_s,
         mixed.per_attention_unit_s / token_s,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from simbatch.profiler.importers import core_package, llmservingsim
 from simbatch.profiler.importers.source import ImportRequest, TableSource, portable
 from simbatch.profiler.model.config import read_json, read_model_config
-from simbatch.profiler.model.estimates import assumed_sections, scaled_weights_profile
+from simbatch.profiler.model.estimates import assumed_sections, length_note, scaled_weights_profile
 from simbatch.profiler.model.memory_plan import plan_memory
 from simbatch.profiler.model.reserves import peak_of
 from simbatch.sim.cost.by_name import load_profile
@@ -94,15 +94,10 @@ def memory_of_plan(source: TableSource, tensor_parallel_size: int) -> ImportedMe
     )
     memory = plan.memory()
     kv_tokens = (memory.num_gpu_blocks - 1) * memory.block_size
-    own = config.max_position_embeddings
-    length = (
-        f"max_model_len is what the KV cache holds: vLLM would not start with the model's own {own}"
-        if own > kv_tokens
-        else f"max_model_len is the model's own {own}"
-    )
     note = ESTIMATED.format(utilization=plan.gpu_memory_utilization)
     about = int(float(f"{kv_tokens:.2g}"))  # the fit need not change with an estimate's last digits
-    return ImportedMemory(memory, min(own, kv_tokens), about, (note, length))
+    length = min(config.max_position_embeddings, kv_tokens)
+    return ImportedMemory(memory, length, about, (note, length_note(config, kv_tokens)))
 
 
 def read_run_facts(path: Path) -> RecordedStart:

@@ -47,9 +47,8 @@ def answer_of_model(model: str, flags: Flags) -> MemoryAnswer:
     gpu = gpu_of_flags(flags)
     config, name, assumed = find_model(model, flags.get("assume"))
     plan = plan_of(config, gpu, flags)
-    cache, lengths = cache_of_plan(plan), lengths_of_flags(flags)
-    kept, cuts = (None, []) if lengths is None else runnable(lengths, cache.max_model_len, lengths.source)
-    rows, found = rows_of(cache, kept)
+    cache = cache_of_plan(plan)
+    kept, cuts, rows, found = _held(cache, flags)
     facts = facts_of(name, plan, gpu, config.num_parameters)
     size = plan.limits.tensor_parallel_size
     gpus = f"{size} x {gpu.name}, figures of one" if size > 1 else gpu.name
@@ -59,9 +58,7 @@ def answer_of_model(model: str, flags: Flags) -> MemoryAnswer:
         f"vLLM {flags['vllm_version'] or facts['vllm_version']}, max_num_seqs {cache.max_num_seqs:,}, "
         f"max_num_batched_tokens {plan.limits.max_num_batched_tokens:,}, max_model_len {cache.max_model_len:,}",
     ]
-    if lengths is not None:
-        facts["requests"] = lengths.source
-        head.append(f"requests: {lengths.source}")
+    _say_requests(kept, head, facts)
     largest = None
     if found is not None and kept is not None and found.at_risk > cache.max_num_seqs and flags["max_num_seqs"] is None:
         largest = largest_max_num_seqs(_batch_with(config, gpu, flags, kept), cache.max_num_seqs)
@@ -91,9 +88,7 @@ def answer_of_profile(name: str, flags: Flags) -> MemoryAnswer:
         flags["max_model_len"] or profile.max_model_len,
     )
     cache = Cache(blocks, size, length, seqs, is_exact, whole_blocks(size), -(-length // size))
-    lengths = lengths_of_flags(flags)
-    kept, cuts = (None, []) if lengths is None else runnable(lengths, length, lengths.source)
-    rows, found = rows_of(cache, kept)
+    kept, cuts, rows, found = _held(cache, flags)
     parts = [
         Row("blocks", "blocks", blocks, how, is_exact),
         Row("kv_tokens", "KV tokens", cache.max_tokens, f"(blocks - vLLM's null block) x {size}", is_exact),
@@ -112,10 +107,21 @@ def answer_of_profile(name: str, flags: Flags) -> MemoryAnswer:
         f"{profile.model}: {profile.quantisation} weights, KV {profile.kv_cache_dtype}, on {profile.gpu}",
         f"max_num_seqs {seqs:,}, max_model_len {length:,}",
     ]
+    _say_requests(kept, head, facts)
+    return MemoryAnswer(head, facts, [*parts, *rows], [*cuts, *notes_of(cache, kept, found, None)])
+
+
+def _held(cache: Cache, flags: Flags) -> tuple[RequestLengths | None, list[str], list[Row], Fit | None]:
+    """The requests that vLLM runs of those asked for, what it cuts, and how many of them the cache holds."""
+    lengths = lengths_of_flags(flags)
+    kept, cuts = (None, []) if lengths is None else runnable(lengths, cache.max_model_len, lengths.source)
+    return kept, cuts, *rows_of(cache, kept)
+
+
+def _say_requests(lengths: RequestLengths | None, head: list[str], facts: dict[str, Any]) -> None:
     if lengths is not None:
         facts["requests"] = lengths.source
         head.append(f"requests: {lengths.source}")
-    return MemoryAnswer(head, facts, [*parts, *rows], [*cuts, *notes_of(cache, kept, found, None)])
 
 
 def plan_of(config: Any, gpu: Gpu, flags: Flags, **more: Any) -> MemoryPlan:

@@ -43,6 +43,14 @@ class Checkpoint:
             return self.named[found][1] if found is not None else self.default
         return self.default
 
+    @property
+    def main(self) -> str | None:
+        """The type of most quantised layers, in the words above; None without one."""
+        if self.default is not None:
+            return self.default.name
+        names = [stored.name for _, stored in self.named]
+        return max(names, key=names.count) if names else None
+
     @cached_property
     def _exceptions(self) -> Names:
         return Names(self.ignored)
@@ -107,19 +115,6 @@ def _kept_by_auto_round(extra: object) -> list[str]:
     """Layers that AutoRound leaves in 16 bits."""
     layers = extra.items() if isinstance(extra, Mapping) else ()
     return [str(name) for name, own in layers if isinstance(own, Mapping) and own.get("bits", 4) >= 16]
-
-
-def quantisation_of(content: Mapping[str, Any] | None, place: str) -> str | None:
-    """What a checkpoint's `quantization_config` means, in the words above; None without one."""
-    return main_quantisation(checkpoint_of(content, place))
-
-
-def main_quantisation(checkpoint: Checkpoint) -> str | None:
-    """The type of most of a checkpoint's quantised layers."""
-    if checkpoint.default is not None:
-        return checkpoint.default.name
-    names = [stored.name for _, stored in checkpoint.named]
-    return max(names, key=names.count) if names else None
 
 
 def _default(content: Mapping[str, Any], place: str) -> Stored:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from simbatch.profiler.model.architectures import ARCHITECTURES, BY_MODEL_TYPE
-from simbatch.profiler.model.checkpoint import Checkpoint, checkpoint_of, main_quantisation
+from simbatch.profiler.model.checkpoint import Checkpoint, checkpoint_of
 from simbatch.profiler.model.decoder import EXPERT_INNER, EXPERTS, PER_TOKEN, Keys, layers_of
 from simbatch.profiler.model.layers import Experts, Layer
 from simbatch.profiler.model.mixers import Attention, LatentAttention, Matrix
@@ -152,7 +152,7 @@ def model_config_of(content: dict[str, Any], place: str, assume: str | None = No
     checkpoint = checkpoint_of(
         content.get("quantization_config") or inner.get("quantization_config"), f"{place} quantization_config"
     )
-    quantisation, heads = main_quantisation(checkpoint), keys.count("num_attention_heads")
+    quantisation, heads = checkpoint.main, keys.count("num_attention_heads")
     head_dim = keys.count("head_dim", default=keys.count("hidden_size") // heads)
     layers = layers_of(keys, architecture, quantisation)
     moe = any(isinstance(layer.feed_forward, Experts) for layer in layers)

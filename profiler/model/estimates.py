@@ -94,7 +94,7 @@ def roofline_profile(
             "licence": "Apache-2.0",
             "command": command,
             "estimate": True,
-            "notes": (NOT_MEASURED, *shape_notes(roofline), *assumed, _length_note(config, kv_tokens)),
+            "notes": (NOT_MEASURED, *shape_notes(roofline), *assumed, length_note(config, kv_tokens)),
             "max_model_len": min(config.max_position_embeddings, kv_tokens),
             "memory": memory,
             "step_time": roofline.step_time(),
@@ -151,7 +151,7 @@ def scaled_weights_profile(
         "quantisation": quantisation,
         "estimate": True,
         "command": command,
-        "notes": (note, _length_note(config, kv_tokens)),
+        "notes": (note, length_note(config, kv_tokens)),
         "max_model_len": min(config.max_position_embeddings, kv_tokens),
         "memory": memory,
         "step_time": step_time.model_copy(update={"decode": decode, "mixed": mixed}),
@@ -196,7 +196,8 @@ def _memory_with(base: MeasuredProfile, config: ModelConfig, quantisation: str) 
     return Memory.model_validate(memory.model_dump() | update)
 
 
-def _length_note(config: ModelConfig, kv_tokens: int) -> str:
+def length_note(config: ModelConfig, kv_tokens: int) -> str:
+    """Whose `max_model_len` a profile's is."""
     own = config.max_position_embeddings
     if own > kv_tokens:
         return f"max_model_len is what the KV cache holds: vLLM would not start with the model's own {own}"

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import ceil, lcm
+from math import ceil
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -201,7 +201,7 @@ def _aligned(kept: Sequence[Kept], token_bytes: Sequence[int], block_size: int, 
         return block_size
     step = max(KERNEL_BLOCK_SIZE, block_size, 128 if has_latent else 0)
     needed = step * ceil(largest / (step * per_token))
-    return max(block_size, lcm(KERNEL_BLOCK_SIZE, 1) * ceil(needed / KERNEL_BLOCK_SIZE))
+    return max(block_size, KERNEL_BLOCK_SIZE * ceil(needed / KERNEL_BLOCK_SIZE))
 
 
 def _page(kept: Kept, token_bytes: int, block_size: int, with_checkpoints: bool) -> Page:

@@ -33,11 +33,6 @@ class Weights:
         return self.embeddings + self.head + self.layers + self.others + self.copies + self.vision
 
 
-def local_kv_heads(config: ModelConfig, tensor_parallel_size: int) -> int:
-    """Key and value heads on one GPU."""
-    return max(1, config.num_key_value_heads // tensor_parallel_size)
-
-
 def local_vocab(config: ModelConfig, tensor_parallel_size: int) -> int:
     """Rows of embeddings and head on one GPU."""
     return -(-config.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE // tensor_parallel_size

@@ -123,7 +123,7 @@ def _contexts(steps: Steps) -> dict[str, tuple[int, int]]:
 
 
 def _bounds(values: NDArray[Any]) -> tuple[int, int]:
-    return int(np.floor(values.min())), int(np.ceil(values.max()))
+    return (int(np.floor(values.min())), int(np.ceil(values.max()))) if len(values) else (0, 0)
 
 
 TAIL = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07)

@@ -13,7 +13,7 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
-from simbatch.profiler.model.checkpoint import quantisation_of
+from simbatch.profiler.model.checkpoint import checkpoint_of
 from simbatch.profiler.model.config import SHORT_DTYPES
 from simbatch.sim.cost.gpus import known_gpu
 from simbatch.sim.errors import UserError
@@ -88,7 +88,7 @@ def quantisation_name(method: str | None, dtype: str, architecture: dict[str, An
         return SHORT_DTYPES.get(dtype, dtype)
     if (stored := architecture.get("quantization_config")) is not None:
         try:
-            return quantisation_of(stored, "quantization_config") or method
+            return checkpoint_of(stored, "quantization_config").main or method
         except UserError:  # vLLM knows more of them than the planner
             return method
     return method  # quantised while loading, as --quantization fp8 does

@@ -120,13 +120,11 @@ def _lag_of_fit(runs: list[Moments], steps: Steps, found: FittedDevice) -> float
 
 
 def _starts_at_schedule(run: Moments) -> Flags:
-    before = np.concatenate([[np.inf], run.done_s[:-1]])
-    return np.asarray(before <= run.schedule_s)
+    return np.asarray(run.before_s <= run.schedule_s)
 
 
 def _idle_starts(run: Moments) -> Ints:
-    before = np.concatenate([[np.inf], run.done_s[:-1]])  # before the first one may have been others
-    return np.flatnonzero(run.start_s > before + IDLE_S)
+    return np.flatnonzero(run.start_s > run.before_s + IDLE_S)
 
 
 def _most(run: Moments, lag_s: float) -> Floats:
@@ -148,8 +146,7 @@ def _shows(run: Moments) -> Flags:
 
 def _least(run: Moments, lag_s: float) -> Floats:
     """The shortest that each can have taken; 0 where its launch set its end."""
-    before = np.concatenate([[np.inf], run.done_s[:-1]])
-    after = run.done_s - np.maximum(before, run.schedule_s + lag_s)
+    after = run.done_s - np.maximum(run.before_s, run.schedule_s + lag_s)
     shows = run.is_done_known & (run.done_s - run.launched_s > TIGHT_S)
     return np.where(shows, np.maximum(0.0, after), 0.0)
 

@@ -9,7 +9,7 @@ the device's own times were recorded, these say it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,8 @@ class Moments:
         """Steps `begin` to `end` alone, as if nothing had been before."""
         rows = np.zeros(len(self), dtype=bool)
         rows[begin:end] = True
-        columns = {name: getattr(self, name)[rows] for name in ARRAYS}
+        arrays = (f.name for f in fields(self) if f.name not in ("is_async", "steps"))
+        columns = {name: getattr(self, name)[rows] for name in arrays}
         columns["is_idle"][:1], columns["in_flight"][:1] = True, 0
         return Moments(self.is_async, self.steps.select(rows), **columns)
 
@@ -156,15 +157,14 @@ class Moments:
         return not np.isnan(self.start_s).all()
 
     @property
+    def before_s(self) -> Floats:
+        """When the device was done with the step before; of the first one it may have been anything."""
+        return np.concatenate([[np.inf], self.done_s[:-1]])
+
+    @property
     def loop_s(self) -> Floats:
         """From the thread's last moment to schedule(); NaN where it waited for requests."""
         return np.where(self.is_idle, np.nan, self.schedule_s - self.free_s)
-
-
-ARRAYS = (
-    *("kind", "schedule_s", "launched_s", "free_s", "in_flight", "is_idle", "num_added", "added_tokens"),
-    *("ready_s", "update_s", "updated_s", "start_s", "done_s", "is_done_known"),
-)
 
 
 def moments_of(run: RecordedSteps) -> Moments:

@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from simbatch.profiler.fit.facts import MAX_MODEL_LEN, NO_END, ModelShape, beside, of_name, of_profile
+from simbatch.profiler.fit.facts import MAX_MODEL_LEN, NO_END, Priors, beside, of_name, of_profile
 from simbatch.profiler.fit.streams.covered import growth_of, range_of, seen_run, sure_of, taken_of
 from simbatch.profiler.fit.streams.fit import FittedSteps, Parts, content_of, fit_parts
 from simbatch.profiler.fit.streams.runs import Seen, StreamRun, budget_of, read_results, runs_of
@@ -146,7 +146,7 @@ def fit_seen(
 
 def _shape(
     seen: Sequence[Seen], nearest: Profile | None, max_num_seqs: int | None, budget: int
-) -> tuple[ModelShape, str | None]:
+) -> tuple[Priors, str | None]:
     """What the nearest profile or the model's name says, and what is assumed of the seats, by which graphs end.
 
     Seats that were reached do not say how many there are: memory may have ended there.

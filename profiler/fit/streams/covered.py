@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.profiler.fit.streams.columns import basis
 from simbatch.profiler.fit.streams.fit import FittedSteps, Parts
 from simbatch.profiler.fit.streams.runs import Means, StreamRun
-from simbatch.profiler.fit.streams.sure import NORMAL, share_at
+from simbatch.profiler.fit.streams.steps import basis, joined
+from simbatch.profiler.fit.streams.windows import NORMAL, share_at
 from simbatch.profiler.fit.streams.worth import batch_span, bounds
+from simbatch.profiler.records import MeasuredSteps, Steps
+from simbatch.profiler.records import range_of as range_of_steps
 from simbatch.sim.cost.profile import Profile
 from simbatch.sim.cost.provenance import HARDLY_TOLD
 from simbatch.sim.streams import Floats
@@ -187,35 +189,8 @@ def _slope_told(steps: FittedSteps, nearest: Profile | None) -> str:
 
 def range_of(runs: Sequence[StreamRun]) -> dict[str, Any]:
     """What was seen, as every profile says it."""
-    rows = [run.columns for run in runs]
-    is_mixed = [columns.tokens > 0 for columns in rows]
-
-    def of(values: Sequence[Any], chosen: Sequence[Any]) -> tuple[int, int]:
-        joined = np.concatenate([v[c] for v, c in zip(values, chosen, strict=True)])
-        return (int(joined.min()), int(np.ceil(joined.max()))) if len(joined) else (0, 0)
-
-    decodes = [~mixed & (columns.num_decodes > 0) for mixed, columns in zip(is_mixed, rows, strict=True)]
-    beside = [mixed & (columns.num_decodes > 0) for mixed, columns in zip(is_mixed, rows, strict=True)]
-    mean = [columns.context / np.maximum(1, columns.num_decodes) for columns in rows]
-    n, context, tokens = ([getattr(columns, key) for columns in rows] for key in ("num_decodes", "context", "tokens"))
-    history = [
-        np.maximum(0, columns.attention - columns.tokens**2 / np.maximum(1, columns.num_prefills))
-        / np.maximum(1, 2 * columns.tokens)
-        for columns in rows
-    ]
-    total = [a + b for a, b in zip(n, tokens, strict=True)]
-    return {
-        "decode": {
-            "num_decodes": of(n, decodes),
-            "mean_context": of(mean, decodes),
-            "decode_context": of(context, decodes),
-        },
-        "mixed": {
-            "num_tokens": of(total, is_mixed),
-            "prefill_tokens": of(tokens, is_mixed),
-            "mean_history": of(history, is_mixed),
-            "num_decodes": of(n, is_mixed),
-            "mean_context": of(mean, beside),
-            "decode_context": of(context, beside),
-        },
-    }
+    seen, _ = joined([run.columns for run in runs])
+    nothing = np.zeros(len(seen))
+    counts = (seen.num_prefills, seen.tokens, nothing, seen.attention, seen.num_decodes, seen.context, nothing, nothing)
+    steps = MeasuredSteps(Steps(*(column.astype(np.int64) for column in counts)), nothing, nothing.astype(np.int64))
+    return range_of_steps(steps.select(steps.steps.num_tokens > 0))

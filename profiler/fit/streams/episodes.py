@@ -18,8 +18,8 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from simbatch.profiler.fit.facts import Priors
-from simbatch.profiler.fit.streams.columns import BLOCK, StepColumns, basis, joined, knots_of, windows_of
-from simbatch.profiler.fit.streams.sure import Scatter, scatter_of
+from simbatch.profiler.fit.streams.steps import StepColumns, basis, joined, knots_of
+from simbatch.profiler.fit.streams.windows import BLOCK, Scatter, scatter_of, windows_of
 from simbatch.sim.streams import Floats, Ints
 
 RARE = 0.01  # of the steps with prefills: fewer make no knot
@@ -38,7 +38,7 @@ HOST = ("graph_s", "piecewise_s", "none_s", "per_seq_s", "per_prefill_s", "lone_
 
 
 class Decode(NamedTuple):
-    """Decode-only steps: see `decodes`."""
+    """Decode-only steps: see `steps`."""
 
     knots: Ints
     time_s: Floats

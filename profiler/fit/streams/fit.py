@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from simbatch.profiler.fit.facts import ModelShape, Priors
-from simbatch.profiler.fit.streams.columns import StepColumns
-from simbatch.profiler.fit.streams.decodes import Price, cells_of, context_price, fit_decodes
+from simbatch.profiler.fit.facts import Priors
 from simbatch.profiler.fit.streams.episodes import SLOPE_HELD_S, Decode, EpisodesProblem, FittedEpisodes
 from simbatch.profiler.fit.streams.runs import Means, StreamRun, chunk_of, real_means, simulated
+from simbatch.profiler.fit.streams.steps import Price, StepColumns, cells_of, fit_decodes, price_of
 from simbatch.profiler.fit.streams.way_in import WayIn, fit_way_in
 from simbatch.profiler.records import noise_quantiles
 from simbatch.sim.cost.provenance import HARDLY_TOLD
@@ -236,7 +235,7 @@ class FittedSteps(NamedTuple):
     problem: EpisodesProblem
 
 
-def fit_steps(runs: Sequence[StepColumns], shape: ModelShape) -> FittedSteps:
+def fit_steps(runs: Sequence[StepColumns], shape: Priors) -> FittedSteps:
     """Device and launches; raises UserError where the runs have too few steps for that."""
     cells = cells_of(runs)
     if not len(cells.time_s):
@@ -244,7 +243,7 @@ def fit_steps(runs: Sequence[StepColumns], shape: ModelShape) -> FittedSteps:
         raise UserError(Problem("FILES", rule, mend="give a result with more requests or longer outputs"))
     token_s = FIRST_TOKEN_S
     for _ in range(2):  # a context's prior hangs on a prefill token's time, and that on the decodes beside it
-        price = context_price(runs, shape.context * token_s)
+        price = price_of(runs, shape.context * token_s)
         decode = Decode(*fit_decodes(runs, cells, price))
         priors = shape.priors(float(decode.time_s[0]))
         problem = EpisodesProblem(runs, decode, priors)
@@ -268,7 +267,7 @@ def fit_steps(runs: Sequence[StepColumns], shape: ModelShape) -> FittedSteps:
     return FittedSteps(decode, mixed, price, problem)
 
 
-def fit_parts(runs: Sequence[StreamRun], shape: ModelShape, settings: dict[str, Any]) -> tuple[Parts, FittedSteps]:
+def fit_parts(runs: Sequence[StreamRun], shape: Priors, settings: dict[str, Any]) -> tuple[Parts, FittedSteps]:
     """All parts; `settings` are the engine's."""
     steps = fit_steps([run.columns for run in runs], shape)
     return refined(parts_of(runs, steps), runs, {**settings, "async_scheduling": steps.mixed.is_async}), steps

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from simbatch.profiler.fit.streams.columns import StepColumns, columns_of
+from simbatch.profiler.fit.streams.steps import StepColumns, columns_of
 from simbatch.profiler.records import Requests
 from simbatch.sim.clock import PS_PER_S
 from simbatch.sim.engine.record import RunRecord

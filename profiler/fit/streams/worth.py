@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from simbatch.profiler.fit.facts import ModelShape
-from simbatch.profiler.fit.streams.columns import StepColumns
+from simbatch.profiler.fit.facts import Priors
 from simbatch.profiler.fit.streams.episodes import EpisodesProblem
 from simbatch.profiler.fit.streams.fit import MOST_REQUESTS, FittedSteps, content_of, fit_parts, fit_steps
 from simbatch.profiler.fit.streams.runs import Means, StreamRun, real_means, simulated_means
+from simbatch.profiler.fit.streams.steps import StepColumns
 from simbatch.sim.errors import UserError
 from simbatch.sim.streams import Floats
 
@@ -24,7 +24,7 @@ MANY_FREE = 0.1
 WAITED = 0.1  # of the requests sent
 
 
-def halves(runs: Sequence[StreamRun], shape: ModelShape) -> float | None:
+def halves(runs: Sequence[StreamRun], shape: Priors) -> float | None:
     """Time that the first halves predict for the second halves' steps, over the real one, less 1."""
     first = [run.columns.part(0, len(run.columns) // 2) for run in runs]
     second = [run.columns.part(len(run.columns) // 2, len(run.columns)) for run in runs]
@@ -53,7 +53,7 @@ def total_error(runs: Sequence[StepColumns], found: FittedSteps) -> float | None
     return ours / real - 1 if real else None
 
 
-def predicted(run: StreamRun, runs: Sequence[StreamRun], shape: ModelShape, settings: dict[str, Any]) -> Means | None:
+def predicted(run: StreamRun, runs: Sequence[StreamRun], shape: Priors, settings: dict[str, Any]) -> Means | None:
     """How far a run is predicted by a fit on the others; None where there is none."""
     others = [other for other in runs if other is not run]
     if not others:

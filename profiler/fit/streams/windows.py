@@ -1,4 +1,4 @@
-"""How sure a solution of episodes is.
+"""Episodes side by side, and how sure a solution of them is.
 
 The residuals of an episode hang together (one slow launch moves all that comes behind it), and those of noisy launches
 are the larger ones: the errors are of the scatter from episode to episode (a sandwich, clustered by episode: Liang and
@@ -10,16 +10,55 @@ up to half as large as they are, and by 24 requests' own residuals half again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from simbatch.profiler.fit.streams.columns import BLOCK, basis
+from simbatch.profiler.fit.streams.steps import StepColumns, basis
 from simbatch.sim.streams import Floats, Ints
 
 if TYPE_CHECKING:
     from scipy.optimize import OptimizeResult
+
+MOST_STEPS, MOST_EPISODES = 60, 800  # longer ones are cut, more are left out evenly
+BLOCK = 12  # steps of an episode whose sum is compared
+
+
+class Windows(NamedTuple):
+    """Episodes side by side, the longest first: [episode, place], padded; and per place whether it is one."""
+
+    steps: Ints
+    run: Ints
+    is_step: NDArray[np.bool_]
+
+
+def windows_of(runs: Sequence[StepColumns]) -> Windows:
+    """The episodes of all runs."""
+    rows: list[tuple[int, Ints]] = []
+    for number, run in enumerate(runs):
+        touched = (run.tokens > 0) & (run.num_decodes > 0)
+        near = touched.copy()
+        near[:-1] |= touched[1:]
+        near[1:] |= touched[:-1]
+        near &= run.num_decodes > 0
+        near[:3] = False
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], near, [False]]).astype(np.int8)))
+        for begin, end in edges.reshape(-1, 2):
+            cuts = range(begin, min(end, len(near) - 1), MOST_STEPS)
+            rows += [(number, np.arange(cut, min(cut + MOST_STEPS, end, len(near) - 1))) for cut in cuts]
+    rows = (
+        [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, MOST_EPISODES).round().astype(int))] if rows else []
+    )
+    rows.sort(key=lambda row: -len(row[1]))
+    longest = len(rows[0][1]) if rows else 0
+    table = np.zeros((len(rows), longest), dtype=np.int64)
+    is_step = np.zeros((len(rows), longest), dtype=bool)
+    for row, (_, steps) in enumerate(rows):
+        table[row, : len(steps)], is_step[row, : len(steps)] = steps, True
+    return Windows(table, np.array([number for number, _ in rows], dtype=np.int64), is_step)
+
 
 NORMAL, CONFIDENCE = 1.96, 0.975  # so many standard errors on both sides are 19 of 20
 OWN = 1e-8  # of an episode's directions: what it alone tells cannot be told without it

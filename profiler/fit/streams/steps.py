@@ -1,9 +1,9 @@
-"""Steps of decodes alone: how long they last, by their number, and what a token of context costs them.
+"""A run's rebuilt steps as columns of numbers, and what those of decodes alone say.
 
-They are told between other such steps, which neither a launch of prefills nor a prefill on the device touches: the
-time from one to the next is their own, the device's, or the host's where that is longer. Steps alike (number of
-decodes, context within a tenth) are taken together by their mean; the knots are least squares over those cells, and
-over the sum of each run.
+They are told between other such steps, which neither a launch of prefills nor a prefill on the device touches: the time
+from one to the next is their own, the device's, or the host's where that is longer. Steps alike (number of decodes,
+context within a tenth) are taken together by their mean; the knots are least squares over those cells, and over the sum
+of each run.
 
 A context's price is read off batches that stay the same while their contexts grow: t = f(n) + price * context +
 drift * (context / n), with f of every run and number its own, and one drift of steps with their age, which real servers
@@ -17,14 +17,140 @@ most by `SYSTEMATIC`, as where two cannot disagree.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from simbatch.profiler.fit.streams.columns import StepColumns, basis, knots_of
-from simbatch.sim.streams import Floats, Ints
+from simbatch.sim.streams import Floats, Ints, RebuiltSteps
+from simbatch.sim.streams.steps import StepBatches
+
+
+@dataclass(frozen=True)
+class Lone:
+    """Requests that came to an idle engine alone: the step that ended their prompt, and their first token."""
+
+    step: Ints
+    ttft_s: Floats
+    prompt: Floats
+
+
+@dataclass(frozen=True)
+class StepColumns:
+    """One entry a step; tokens of prefills, times of updates by the client's clock."""
+
+    update_s: Floats
+    num_decodes: Floats
+    context: Floats
+    tokens: Floats
+    attention: Floats
+    num_prefills: Floats
+    num_hidden: Floats
+    lone: Lone
+
+    def __len__(self) -> int:
+        return len(self.update_s)
+
+    @cached_property
+    def gaps_s(self) -> Floats:
+        """From the step before; of the first one none."""
+        return np.diff(self.update_s, prepend=np.nan)
+
+    @cached_property
+    def settled(self) -> NDArray[np.bool_]:
+        """Decode-only steps with nothing else two steps before them, nor in the next one."""
+        other = (self.tokens > 0) | (self.num_decodes == 0)
+        alone = ~other
+        for shift in (1, 2):
+            alone[shift:] &= ~other[:-shift]
+        alone[:-1] &= ~other[1:]
+        alone[:3] = alone[-1:] = False
+        return np.asarray(alone)
+
+    def part(self, begin: int, end: int) -> StepColumns:
+        """Steps `begin` to `end` alone."""
+        columns = {f.name: getattr(self, f.name)[begin:end] for f in fields(self) if f.name != "lone"}
+        chosen = (self.lone.step > begin) & (self.lone.step < end)
+        lone = Lone(self.lone.step[chosen] - begin, self.lone.ttft_s[chosen], self.lone.prompt[chosen])
+        return StepColumns(**columns, lone=lone)
+
+
+def columns_of(steps: RebuiltSteps, batches: StepBatches) -> StepColumns:
+    """Of one run."""
+    streams = steps.streams
+    of_step = np.full(len(steps), -1)
+    of_step[steps.first] = np.arange(len(streams))
+    alone = np.flatnonzero((steps.num_first == 1) & (batches.num_decodes == 0) & (batches.prefill_tokens > 0))
+    alone = alone[alone > 0]
+    alone = alone[streams.sent_s[of_step[alone]] >= steps.end_s[alone - 1]]
+    requests = of_step[alone]
+    columns = {
+        "num_decodes": batches.num_decodes,
+        "context": batches.decode_context,
+        "tokens": batches.prefill_tokens,
+        "attention": batches.prefill_attention,
+        "num_prefills": batches.num_prefills,
+        "num_hidden": batches.num_hidden,
+    }
+    return StepColumns(
+        update_s=steps.begin_s,
+        **{name: column.astype(np.float64) for name, column in columns.items()},
+        lone=Lone(
+            alone,
+            steps.begin_s[alone] - streams.sent_s[requests],
+            streams.num_prompt_tokens[requests].astype(np.float64),
+        ),
+    )
+
+
+def joined(runs: list[StepColumns]) -> tuple[StepColumns, Ints]:
+    """All runs one after the other, and where each begins."""
+    begins = np.cumsum([0, *(len(run) for run in runs)])
+    columns = {
+        f.name: np.concatenate([getattr(run, f.name) for run in runs]) for f in fields(StepColumns) if f.name != "lone"
+    }
+    step = np.concatenate([run.lone.step + begin for run, begin in zip(runs, begins, strict=False)]).astype(np.int64)
+    ttft_s, prompt = (np.concatenate([getattr(run.lone, name) for run in runs]) for name in ("ttft_s", "prompt"))
+    return StepColumns(**columns, lone=Lone(step, ttft_s, prompt)), begins
+
+
+KNOT_RATIO = 1.6  # between neighbouring knots, at least
+
+
+def knots_of(counts: Floats, least: float = 1, few: int = 1) -> Ints:
+    """Smallest count, one that `few` reach, and one of every band between with at least so many of them.
+
+    Counts above the last knot go on along the line: three steps of a cohort's begin are no knot.
+    """
+    low, high = float(counts.min()), float(np.sort(counts)[-min(len(counts), few)])
+    band = np.floor(np.log(counts / low) / np.log(KNOT_RATIO) + 1e-9)
+    knots = [low]
+    for number in np.unique(band).tolist():
+        members = counts[band == number]
+        middle = float(np.median(members))
+        if len(members) >= least and middle >= KNOT_RATIO * knots[-1]:
+            knots.append(middle)
+    if high >= KNOT_RATIO * knots[-1] or len(knots) == 1:
+        knots.append(high)
+    else:
+        knots[-1] = high
+    return np.unique(np.round(knots).astype(np.int64))
+
+
+def basis(counts: Floats, knots: Ints) -> Floats:
+    """Linear between knots, constant below the first, and going on above the last."""
+    if len(knots) == 1:
+        return np.ones((len(counts), 1))
+    right = np.clip(np.searchsorted(knots, counts), 1, len(knots) - 1)
+    share = (np.maximum(counts, knots[0]) - knots[right - 1]) / (knots[right] - knots[right - 1])
+    rows = np.zeros((len(counts), len(knots)))
+    rows[np.arange(len(counts)), right - 1] = 1 - share
+    rows[np.arange(len(counts)), right] = share
+    return rows
+
 
 MANY, ODD = 50, 3.5  # steps of one number of decodes; robust standard deviations
 PRIOR_SD, SYSTEMATIC, LEAST = 0.6, 0.3, 0.2  # of the prior; of what was found, at most; of the prior, at least
@@ -77,7 +203,7 @@ class Price(NamedTuple):
     is_told: bool  # the traffic says more than the prior
 
 
-def context_price(runs: Sequence[StepColumns], prior_s: float) -> Price:
+def price_of(runs: Sequence[StepColumns], prior_s: float) -> Price:
     """The price that growing contexts tell, and the prior, weighed by their errors."""
     rows = [part for run in runs for part in _growing(run)]
     prior = Price(prior_s, PRIOR_SD * prior_s, is_told=False)
