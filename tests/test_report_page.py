@@ -160,7 +160,7 @@ COMMANDS = (
     f"sweep FILE {SEARCH} --dry-run",
     f"tune FILE {SEARCH} --limit p99_ttft_ms=90 --jobs 1",
     f"tune FILE {SEATS}=2,16,64 --pareto throughput,p99_tpot_ms --knee --jobs 1",
-    "tune FILE --capacity --replications 2 --set workload.num_prompts=10 --jobs 1",
+    "tune FILE --capacity --replications 2 --set workload.num_prompts=20 --jobs 1",
     "rank FILE --policy vllm --policy sjf --replications 2 --jobs 1",
     "plan FILE --rate 40 --seconds 10 --max-gpus 8 --jobs 1",
     "validate FILE --recorded RESULT --bounds mean=90",
