@@ -12,11 +12,11 @@ import numpy as np
 
 from simbatch.sim.errors import Problem, UserError
 from simbatch.sim.files import write_csv, write_json
-from simbatch.sim.metrics.registry import Metric, metrics_of
+from simbatch.sim.metrics.registry import Metric
 from simbatch.sim.report.figures import Figures, Open, best_in, headline, left_out, said, same_notes, taken_notes
 from simbatch.sim.report.result import Result
 from simbatch.sim.results import Experiment, SideBySide, files
-from simbatch.sim.results.runs import MetricRow, marked, same_as, unread_in
+from simbatch.sim.results.runs import MetricRow, marked, unread_in
 from simbatch.sim.text import table, wrapped
 
 if TYPE_CHECKING:
@@ -86,13 +86,16 @@ class Comparison(Figures):
     @cached_property
     def same(self) -> dict[str, str]:
         """Who is the same as an earlier candidate in every figure, and as whom."""
-        return same_as({label: [result.summary] for label, result in self.results.items()})
+        return self.sides[0].same
 
     @cached_property
     def rows(self) -> list[MetricRow]:
         """The metrics that are compared; a latency that nobody has is left out."""
-        rows = [self._row(metric) for metric in metrics_of([result.summary for result in self.results.values()])]
-        return [row for row in rows if any(value is not None for value in row.values.values())]
+        return [
+            MetricRow(metric, {label: value for label, (value,) in values.items()})
+            for metric, values in self.sides[0].measured
+            if not metric.is_steady
+        ]
 
     def text(self, *, all_rows: bool = False) -> str:
         """The table for the console, plain text: its headline rows and who is best in them, or `all_rows`."""
@@ -156,10 +159,6 @@ class Comparison(Figures):
     def _write_csv(self, path: Path) -> None:
         rows = [[row.metric.key, row.metric.better, *row.values.values()] for row in self.rows]
         write_csv(path, ["metric", "better", *self.results], rows)
-
-    def _row(self, metric: Metric) -> MetricRow:
-        values = {name: metric.of(result.summary) for name, result in self.results.items()}
-        return MetricRow(metric, values)
 
 
 COLUMNS = ("difference", "interval", "relative", "")

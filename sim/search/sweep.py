@@ -231,10 +231,12 @@ def _remark(point: Row) -> str:
 
 def dry_run(mine: Sequence[Cell], store: CellStore, jobs: int) -> tuple[dict[str, Any], str]:
     """What these cells would take, as data and in words: which are there already, and the time for the others."""
+    from joblib import effective_n_jobs
+
     there = store.those(cell.key for cell in mine)
     todo = [cell for cell in mine if cell.key not in there]
     cell_s = _seconds_per_cell(todo)
-    total_s = None if cell_s is None else cell_s * len(todo) / _num_processes(jobs)
+    total_s = None if cell_s is None else cell_s * len(todo) / int(effective_n_jobs(jobs))
     cells = [
         {"key": cell.key, "settings": cell.settings, "seed": cell.seed, "there": cell.key in there} for cell in mine
     ]
@@ -276,9 +278,3 @@ def _try(cell: Cell) -> float | None:
     except UserError:
         return None
     return time.perf_counter() - begin_s
-
-
-def _num_processes(jobs: int) -> int:
-    from joblib import effective_n_jobs
-
-    return int(effective_n_jobs(jobs))
