@@ -17,6 +17,7 @@ from typing import Any
 from simbatch.sim.metrics.latencies import Number
 from simbatch.sim.metrics.run_figures import RunFigures
 from simbatch.sim.metrics.sessions import SessionFigures
+from simbatch.sim.metrics.steady import FIGURES
 from simbatch.sim.text import number, percent, plus_minus, short_name
 
 LOWER, HIGHER = "lower", "higher"
@@ -291,7 +292,7 @@ def _group_metrics(summaries: Collection[Mapping[str, Any]]) -> Iterator[Metric]
 
 def steady_metrics() -> Iterator[Metric]:
     """The claims about the steady state, which need replications to be compared."""
-    for name in ("ttft", "tpot", "e2el"):
-        for statistic in ("mean", "p99"):
-            label = f"{STATISTIC_LABELS[statistic]} {name.upper()}, steady (ms)"
-            yield Metric(f"{STEADY}.{statistic}_{name}_ms.value", label, LOWER, "ms")
+    for key in FIGURES:
+        statistic, name, _ = key.split("_")
+        label = f"{STATISTIC_LABELS[statistic]} {name.upper()}, steady (ms)"
+        yield Metric(f"{STEADY}.{key}.value", label, LOWER, "ms")
