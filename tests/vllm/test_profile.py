@@ -184,10 +184,11 @@ def test_what_no_machine_s_speed_changes_is_as_on_the_real_server(validated):
     out, done = validated
     assert done.returncode == 0, done.stderr
     contents = {name: json.loads((out / name / "validation.json").read_text()) for name in RATES}
-    for content in contents.values():
+    for name, content in contents.items():
         assert content["real"]["runs"] == RUNS
         figures = {figure["key"]: figure for figure in content["figures"] if figure["clock"] == "client"}
-        assert figures["request_throughput"]["error"] == pytest.approx(0, abs=0.3)
+        if name == "light":  # the arrivals set the rate; under heavy load the machine's speed of that minute does
+            assert figures["request_throughput"]["error"] == pytest.approx(0, abs=0.3)
         # what does not depend on the machine's speed is the same
         cached = figures["simbatch.cached_tokens_share"]
         assert cached["median"] == pytest.approx(cached["simulated"], abs=0.05)
