@@ -220,27 +220,30 @@ def test_the_command_holds_the_model_as_it_was_measured(profile: str, flags: str
     assert given == f"vllm serve meta-llama/{flags}"
 
 
+FP8, BF16, AWQ = "h100-llama-3.1-8b-fp8", "h100-llama-3.1-8b-bf16", "h100-llama-3.1-8b-awq"
+
+
 @pytest.mark.parametrize(
-    ("own", "profile", "settings", "flags"),
+    ("own", "profile", "other", "flags", "note"),
     [
-        ("me/Llama-8B-tuned", "rtx4090-llama-3.1-8b-bf16", {}, "me/Llama-8B-tuned --max-model-len 32768"),
-        ("me/Llama-8B-AWQ", "rtx4090-llama-3.1-8b-awq", {}, "me/Llama-8B-AWQ --max-model-len 120224"),
-        ("me/Llama-8B-FP8", "h100-llama-3.1-8b-fp8", {}, "me/Llama-8B-FP8 --max-model-len 131072"),
-        ("me/Llama-8B", "h100-llama-3.1-8b-fp8", {}, "me/Llama-8B --quantization fp8 --max-model-len 131072"),
-        (  # another model than the one that is named
-            "me/Llama-8B",
-            "h100-llama-3.1-8b-bf16",
-            {"profile": "h200-qwen3-32b-bf16"},
-            "Qwen/Qwen3-32B --max-model-len 40960",
-        ),
+        ("me/Llama-8B-tuned", BF16, BF16, "me/Llama-8B-tuned --max-model-len 131072", ""),
+        ("me/Llama-8B-AWQ", AWQ, AWQ, "me/Llama-8B-AWQ --max-model-len 131072", ""),
+        ("me/Llama-8B-FP8", FP8, FP8, "me/Llama-8B-FP8 --max-model-len 131072", ""),
+        ("me/Llama-8B", FP8, FP8, "me/Llama-8B --quantization fp8 --max-model-len 131072", ""),
+        # other weights, or another model, than the checkpoint has
+        ("me/Llama-8B", BF16, FP8, "me/Llama-8B --quantization fp8 --max-model-len 131072", "turns the 16-bit"),
+        ("me/Llama-8B", BF16, AWQ, "meta-llama/Llama-3.1-8B --max-model-len 131072", "need a checkpoint in awq"),
+        ("me/Llama-8B-FP8", FP8, BF16, "meta-llama/Llama-3.1-8B --max-model-len 131072", ""),
+        ("me/Llama-8B", BF16, "h200-qwen3-32b-bf16", "Qwen/Qwen3-32B --max-model-len 40960", ""),
     ],
 )
-def test_the_command_names_the_scenarios_own_checkpoint(own: str, profile: str, settings: dict, flags: str) -> None:
+def test_the_command_names_the_scenarios_own_checkpoint_for_its_weights(
+    own: str, profile: str, other: str, flags: str, note: str
+) -> None:
     mine = scenario(profile=profile, model=own)
-    assert vllm_serve(mine, settings) == f"vllm serve {flags}"
-    assert weight_notes(mine, load_profile(profile, folder=Path())) == []
-    other = load_profile("h100-llama-3.1-8b-awq", folder=Path())  # other weights need another checkpoint
-    assert f"in place of {own};" in weight_notes(mine, other)[0]
+    assert vllm_serve(mine, {"profile": other}) == f"vllm serve {flags}"
+    said = weight_notes(mine, load_profile(other, folder=Path()))
+    assert [note in text for text in said] == [True] * bool(note)
 
 
 @pytest.mark.parametrize(

@@ -84,11 +84,13 @@ def weights_of(served: Served) -> str:
     """What profiles call the form of its weights: by its checkpoint, else by the flag, else by its name."""
     if served.facts is not None and served.facts.weights:
         return served.facts.weights
-    for text in (served.quantization.lower(), served.model.rsplit("/", 1)[-1].lower()):
-        for pattern, form in _FORMS:
-            if re.search(pattern, text):
-                return form
-    return "bf16"
+    return form_said(served.quantization) or form_said(served.model) or "bf16"
+
+
+def form_said(text: str) -> str | None:
+    """The form of the weights that a flag's value or a checkpoint's name says."""
+    name = text.rsplit("/", 1)[-1].lower()
+    return next((form for pattern, form in _FORMS if re.search(pattern, name)), None)
 
 
 def longest_of(served: Served) -> int | None:

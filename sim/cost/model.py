@@ -67,7 +67,7 @@ class LinearCost:
 
     def decode_ps(self, num_decodes: int, /) -> int:
         """A decode-only step but for its context: the token that a decode computes now counts as context too."""
-        num_computed = padded(num_decodes, self.capture_sizes)
+        num_computed = padded(num_decodes, self.capture_sizes) if self.capture_sizes else num_decodes
         return self.base_ps + self.per_decode_seq_ps * num_computed + self.per_context_token_ps * num_decodes
 
     def mixed_ps(

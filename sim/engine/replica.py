@@ -202,7 +202,8 @@ class Replica(ShownEngine):
         self.has_unreported = True
         self.door.held_until_ps = 0
         for request in finished:
-            self.kv.register(request, request.num_computed_tokens)
+            if self.kv.shares:
+                self.kv.register(request, request.num_computed_tokens)
             self.scheduler.end(request)
         if self.door.backlog is not None:
             self._ended += finished

@@ -114,7 +114,7 @@ class KVCache:
                     self.free -= run.size
                 run.num_holders += 1
         request.num_held = num_hits
-        self.take(self.blocks(num_tokens) - num_hits)
+        self.take(-(-num_tokens // self.block_size) - num_hits)  # what `blocks` says, one frame less a request
 
     def grow(self, request: Request, num_tokens: int) -> None:
         """Give a running request room for `num_tokens` tokens in all."""
@@ -122,8 +122,8 @@ class KVCache:
 
     def take(self, num_blocks: int) -> None:
         """Hand out blocks, for one or several requests: those without a hash first, then the least recently used."""
-        missing = num_blocks - (self.free - self._num_cached)
         self.free -= num_blocks
+        missing = self._num_cached - self.free
         if missing <= 0:
             return
         self._num_cached -= missing
@@ -165,6 +165,9 @@ class KVCache:
         the step that was in flight brought its last token. Runs it again, what it computes anew is found when it is
         let go again, so that nothing shows of the tokens of a span before its end.
         """
+        if self._hashless_first and not request.num_registered_tokens and not request.num_held:  # it named nothing
+            self.free -= -request.num_computed_tokens // self.block_size
+            return
         runs = self._let_go(request, request.num_registered_tokens // self.block_size)
         num_taken = self.blocks(request.num_computed_tokens)
         num_idle = num_hashless = 0

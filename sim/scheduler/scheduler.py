@@ -251,7 +251,8 @@ class Scheduler:
     def advance(self, request: Request, num_tokens: int) -> None:
         """A request has `num_tokens` computed tokens once this step is done."""
         request.num_computed_tokens = num_tokens
-        self.kv.register(request, min(num_tokens, request.num_tokens))
+        if self.kv.shares:
+            self.kv.register(request, min(num_tokens, request.num_tokens))
 
     def _entries(self, planned: dict[Request, int]) -> list[Entry]:
         """The step's entries; one that reaches the end of its known tokens samples the next."""

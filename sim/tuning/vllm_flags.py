@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from simbatch.serving.options import policy_arguments, refuse_undoable
+from simbatch.sim.commands.choose import form_said
 from simbatch.sim.cost.profile import MeasuredProfile
 from simbatch.sim.cost.uncertainty import NO_REAL_RUN, caveats
 from simbatch.sim.errors import UserError
@@ -21,9 +22,9 @@ from simbatch.sim.workload.sessions import Empirical
 if TYPE_CHECKING:
     from simbatch.sim.tuning.recommend import Recommendation
 
-# What 16-bit weights are turned into as they are loaded. A checkpoint that is quantised says itself how; with `awq` or
-# `gptq` beside it vLLM up to 0.22 leaves its Marlin kernels for ones several times slower.
-QUANTIZATION_FLAGS = ("fp8",)
+CONFIG_FILE = "vllm.yaml"
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+TURNED = "fp8"  # the form that --quantization makes of 16-bit weights
 
 
 def set_flags(settings: Settings) -> str:
@@ -46,7 +47,7 @@ def vllm_serve(scenario: Scenario, settings: Settings) -> str:
     profile, given = resolved.profile, resolved.scenario.engine
     model, flags = "MODEL", {}
     if isinstance(profile, MeasuredProfile):
-        model = model_of(scenario, profile)
+        model, _ = checkpoint_of(scenario, profile)
         flags = _of_profile(profile, model) | {"max_model_len": resolved.engine.max_model_len}
     for name in type(given).model_fields:
         value = getattr(given, name)
@@ -58,11 +59,15 @@ def vllm_serve(scenario: Scenario, settings: Settings) -> str:
     return serve_line(model, flags | ({} if is_refused else policy_arguments(resolved.scenario)))
 
 
-def model_of(scenario: Scenario, profile: MeasuredProfile) -> str:
-    """The checkpoint's name: the scenario's own as long as `profile` is of the same model, else the profile's."""
-    own = resolve(scenario).profile
-    is_same = isinstance(own, MeasuredProfile) and own.model == profile.model
-    return scenario.model if scenario.model is not None and is_same else profile.model
+def checkpoint_of(scenario: Scenario, profile: MeasuredProfile) -> tuple[str, bool]:
+    """The model's name in a command, and whether it is the scenario's own checkpoint, in the weights of `profile`."""
+    own = None if scenario.model is None else resolve(scenario).profile
+    if scenario.model is not None and isinstance(own, MeasuredProfile) and own.model == profile.model:
+        if own.quantisation == profile.quantisation:
+            return scenario.model, True
+        if own.quantisation in DTYPES and profile.quantisation == TURNED:
+            return scenario.model, False
+    return profile.model, False
 
 
 def policy_refusal(scenario: Scenario, settings: Settings) -> str | None:
@@ -77,10 +82,10 @@ def policy_refusal(scenario: Scenario, settings: Settings) -> str | None:
 
 def weight_notes(scenario: Scenario, profile: MeasuredProfile) -> list[str]:
     """What one must know about the model's name when its weights are quantised otherwise than the scenario's own."""
-    kind, model = profile.quantisation, model_of(scenario, profile)
-    if kind in ("bf16", "fp16", "fp32") or (model == scenario.model and resolve(scenario).profile == profile):
+    kind, (model, is_own) = profile.quantisation, checkpoint_of(scenario, profile)
+    if is_own or kind in DTYPES:
         return []
-    if _of_profile(profile, model).get("quantization") == "fp8":
+    if _is_turned(profile, model):
         return [
             f"--quantization fp8 turns the 16-bit checkpoint {model} into FP8 as it is loaded; for one that "
             "is in FP8 already put its name there and leave the flag out."
@@ -91,11 +96,20 @@ def weight_notes(scenario: Scenario, profile: MeasuredProfile) -> list[str]:
     ]
 
 
+def _is_turned(profile: MeasuredProfile, model: str) -> bool:
+    """Whether 16-bit weights are turned into FP8 as they are loaded.
+
+    Of no other form is there a flag: a checkpoint says itself how it is quantised, and with `awq` or `gptq` beside it
+    vLLM up to 0.22 leaves its Marlin kernels for ones several times slower.
+    """
+    return profile.quantisation == TURNED and form_said(model) != TURNED
+
+
 def _of_profile(profile: MeasuredProfile, model: str) -> dict[str, Any]:
     """How the model was held when it was measured, where vLLM would do otherwise."""
     flags: dict[str, Any] = {}
-    if profile.quantisation in QUANTIZATION_FLAGS and profile.quantisation not in model.lower():
-        flags["quantization"] = profile.quantisation
+    if _is_turned(profile, model):
+        flags["quantization"] = TURNED
     if profile.kv_cache_dtype.startswith("fp8"):
         flags["kv_cache_dtype"] = profile.kv_cache_dtype
     if profile.tensor_parallel_size > 1:
@@ -147,16 +161,12 @@ def error_note(profile: MeasuredProfile) -> str:
     return f"The profile's fit is off by {shares} on average from steps composed of tables; {end}."
 
 
-CONFIG_FILE = "vllm.yaml"
-DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-
-
 def arguments(found: Recommendation) -> dict[str, Any]:
     """Every argument that the recommendation sets, by vLLM's name with dashes; `model` is the first."""
     profile, engine = found.profile, found.scenario.engine
-    given: dict[str, Any] = {"model": model_of(found.scenario, profile)}
-    if quantization := _of_profile(profile, given["model"]).get("quantization"):
-        given["quantization"] = quantization
+    given: dict[str, Any] = {"model": checkpoint_of(found.scenario, profile)[0]}
+    if _is_turned(profile, given["model"]):
+        given["quantization"] = TURNED
     elif profile.quantisation in DTYPES:
         given["dtype"] = DTYPES[profile.quantisation]
     given |= {
